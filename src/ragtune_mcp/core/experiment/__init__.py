@@ -1,0 +1,1 @@
+"""Live comparison of two versions: assignment, exposures, statistics, decision."""

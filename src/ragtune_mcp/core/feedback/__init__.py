@@ -1,0 +1,1 @@
+"""Ratings in: ConPort's `UserFeedback`, cleaned and pooled into judgements of (query, document)."""

@@ -1,0 +1,1 @@
+"""Training data to a tuned model: configuration, recipe, trainer, evaluation, gate."""

@@ -1,0 +1,1 @@
+"""Background jobs: the store, the life of one worker process, and executors."""

@@ -1,0 +1,1 @@
+"""Registered versions with lineage, the serving encoder, and exports."""

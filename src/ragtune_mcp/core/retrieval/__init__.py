@@ -1,0 +1,1 @@
+"""Documents to answers: sources, chunking, one vector collection per model version, search."""

@@ -1,0 +1,174 @@
+"""The only place that spells file and folder names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from ragtune_mcp.core.clock import utc_now
+from ragtune_mcp.core.errors import InvalidInput, PathOutsideWorkspace
+from ragtune_mcp.core.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class JobPaths:
+    """Files of one job: `.ragtune/jobs/<job_id>/`."""
+
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        """Everything the worker process wrote to stdout and stderr."""
+        return self.folder / "worker.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Training checkpoints, newest complete one used on resume."""
+        return self.folder / "checkpoints"
+
+    @property
+    def scratch(self) -> Path:
+        """Half-made results; renamed into place when complete."""
+        return self.folder / "scratch"
+
+
+class Workspace:
+    """One project folder and the state beneath it.
+
+    Attributes:
+        root: absolute path, symbolic links kept.
+        settings: the environment of this workspace.
+    """
+
+    def __init__(self, root: Path, settings: Settings) -> None:
+        self.root = Path(os.path.abspath(root))
+        self.settings = settings
+
+    @property
+    def id(self) -> str:
+        """ConPort's workspace_id: the literal path string, no trailing slash."""
+        return str(self.root)
+
+    @property
+    def state(self) -> Path:
+        return self.root / ".ragtune"
+
+    @property
+    def database(self) -> Path:
+        return self.state / "ragtune.db"
+
+    @property
+    def index(self) -> Path:
+        """Chroma's folder; only the owner process opens it."""
+        return self.state / "index"
+
+    @property
+    def chroma_lock(self) -> Path:
+        return self.state / "chroma.lock"
+
+    @property
+    def chroma_owner(self) -> Path:
+        """JSON {pid, started, port}: who owns the vector store."""
+        return self.state / "chroma.json"
+
+    @property
+    def chroma_log(self) -> Path:
+        return self.state / "chroma.log"
+
+    @property
+    def encoders(self) -> Path:
+        """ONNX encoders by model digest."""
+        return self.state / "encoders"
+
+    @property
+    def exports(self) -> Path:
+        return self.state / "exports"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def plots(self) -> Path:
+        return self.state / "plots"
+
+    @property
+    def conport_database(self) -> Path:
+        return self.root / "context_portal" / "context.db"
+
+    @property
+    def training_data(self) -> Path:
+        return self._configured(self.settings.training_data_path, "TRAINING_DATA_PATH")
+
+    @property
+    def models(self) -> Path:
+        return self._configured(self.settings.finetuned_models_path, "FINETUNED_MODELS_PATH")
+
+    def job(self, job_id: str) -> JobPaths:
+        """The files of a job; the id must already have been checked against the job table."""
+        return JobPaths(self.state / "jobs" / job_id)
+
+    def prepare(self) -> None:
+        """Create the state folder with its own `.gitignore`; safe to repeat."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        ignore = self.state / ".gitignore"
+        if not ignore.exists():
+            ignore.write_text("*\n", encoding="utf-8")
+
+    def inside(self, path: str | Path) -> Path:
+        """Resolve a path given by a caller and refuse it unless it stays inside the workspace.
+
+        Args:
+            path: relative to the workspace, or absolute inside it.
+
+        Returns:
+            The absolute path.
+
+        Raises:
+            PathOutsideWorkspace: it leaves the workspace, also through a symbolic link.
+            InvalidInput: it is empty or contains a NUL byte.
+        """
+        text = str(path)
+        if not text or "\0" in text:
+            raise InvalidInput(f"The path {text!r} is empty or contains a NUL byte.")
+        candidate = Path(os.path.abspath(self.root / text))
+        real_root = self.root.resolve()
+        if not candidate.resolve().is_relative_to(real_root):
+            raise PathOutsideWorkspace(f"The path {text!r} is outside the workspace {self.root}.")
+        return candidate
+
+    def relative(self, path: Path) -> str:
+        """The path as shown to users: relative to the workspace with a leading `./` where it is inside."""
+        absolute = Path(os.path.abspath(path))
+        return f"./{absolute.relative_to(self.root).as_posix()}" if absolute.is_relative_to(self.root) else str(absolute)
+
+    def _configured(self, value: str, variable: str) -> Path:
+        try:
+            return self.inside(value)
+        except PathOutsideWorkspace as error:
+            raise PathOutsideWorkspace(f"{variable}={value!r} is outside the workspace {self.root}.") from error
+
+
+def new_id(prefix: str, now: datetime | None = None) -> str:
+    """`<prefix>_YYYYMMDD_HHMMSS_xxxx`: readable, sortable, with a random tail against collisions."""
+    return f"{prefix}_{(now or utc_now()):%Y%m%d_%H%M%S}_{secrets.token_hex(2)}"
+
+
+def new_handle(prefix: str) -> str:
+    """An unguessable id (96 random bits) for things whose id grants something."""
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+def sha256_text(text: str) -> str:
+    """Hex sha256 of the UTF-8 text; lone surrogates are replaced so that any Python string has a hash."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
