@@ -1,0 +1,3 @@
+"""RagTune: wires settings, stores and stages; one method per verb."""
+
+from __future__ import annotations
