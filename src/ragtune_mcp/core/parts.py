@@ -1,0 +1,91 @@
+"""The parts of one workspace, each built on first use so that opening a workspace stays cheap."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from ragtune_mcp.core.clock import utc_now
+from ragtune_mcp.core.database import Database
+from ragtune_mcp.core.errors import NotReady
+from ragtune_mcp.core.experiment.serving import SearchService
+from ragtune_mcp.core.experiment.trials import TrialStore
+from ragtune_mcp.core.feedback.conport import ConPortClient
+from ragtune_mcp.core.feedback.outbox import FlushResult, Outbox
+from ragtune_mcp.core.jobs.executors import Executor, executor_for
+from ragtune_mcp.core.jobs.store import JobStore
+from ragtune_mcp.core.models.encoder import EncoderPool
+from ragtune_mcp.core.models.registry import Registry
+from ragtune_mcp.core.retrieval.documents import DocumentStore
+from ragtune_mcp.core.retrieval.index import VectorIndex
+from ragtune_mcp.core.retrieval.search import Searcher
+from ragtune_mcp.core.settings import Settings
+from ragtune_mcp.core.workspace import Workspace
+
+
+class Parts:
+    """Stores and stages of one workspace, wired. Thread-safe as far as the parts are."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.settings: Settings = workspace.settings
+        workspace.prepare()
+        self.db = Database(workspace.database)
+        self.jobs = JobStore(self.db, workspace)
+        self.registry = Registry(self.db, workspace)
+        self.outbox = Outbox(self.db)
+        self.documents = DocumentStore(self.db)
+        self.trials = TrialStore(self.db, settings=self.settings)
+
+    @cached_property
+    def conport(self) -> ConPortClient:
+        """ConPort; its process starts at the first call that needs it."""
+        return ConPortClient(self.workspace.id, self.settings)
+
+    @cached_property
+    def executor(self) -> Executor:
+        """Where jobs run: a local process, or Ray."""
+        return executor_for(self.settings)
+
+    @cached_property
+    def encoders(self) -> EncoderPool:
+        """Query encoders by version, loaded in the background."""
+        return EncoderPool(self.workspace, self.registry)
+
+    @cached_property
+    def index(self) -> VectorIndex:
+        """The vector collections."""
+        return VectorIndex(self.workspace, self.db)
+
+    @cached_property
+    def searcher(self) -> Searcher:
+        """Queries to ranked documents."""
+        return Searcher(self.index, self.documents, self.encoders)
+
+    @cached_property
+    def service(self) -> SearchService:
+        """Searches as users see them: assigned, logged, blind."""
+        return SearchService(self.db, self.trials, self.searcher.search, self.champion, now=utc_now)
+
+    def champion(self) -> str:
+        """The version that serves.
+
+        Returns:
+            Its id.
+
+        Raises:
+            NotReady: nothing is indexed yet.
+        """
+        version = self.registry.alias("champion")
+        if version is None:
+            raise NotReady("No documents are indexed yet.", hint="Call index_documents first.")
+        return version
+
+    def flush_outbox(self) -> FlushResult:
+        """Deliver what waits for ConPort; an absent ConPort leaves it waiting and is named in the result."""
+        return self.outbox.flush(self.conport)
+
+    def close(self) -> None:
+        """End the child processes and close the database."""
+        if "conport" in self.__dict__:
+            self.conport.close()
+        self.db.close()

@@ -1,0 +1,180 @@
+"""What each kind of background job does. Runs inside a worker process; the only place that drives torch.
+
+    finetune   data set -> tuned model -> gate -> registered version -> encoder -> its own index
+    index      sources -> documents -> the collections of champion and challenger (or of one version)
+    export     version -> GGUF or ONNX, with its parity report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ragtune_mcp.core.app import RagTune
+from ragtune_mcp.core.clock import to_iso, utc_now
+from ragtune_mcp.core.dataset.export import load_dataset
+from ragtune_mcp.core.finetune.base import BaseModel, resolve_base_model
+from ragtune_mcp.core.finetune.config import FineTuningConfig
+from ragtune_mcp.core.finetune.finetuner import fine_tune
+from ragtune_mcp.core.jobs.worker import JobContext
+from ragtune_mcp.core.models.exporters.onnx import export_onnx
+from ragtune_mcp.core.models.registry import ModelVersion
+from ragtune_mcp.core.retrieval.reindex import apply_plan, build_collection, plan_index
+from ragtune_mcp.core.workspace import new_id
+
+Handler = Callable[[RagTune, JobContext], dict[str, Any]]
+
+# Share of the progress bar when training ends; the rest is registering and indexing the new version.
+_TRAINED = 0.75
+
+
+def finetune_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
+    """Train, evaluate, gate, register and index one version."""
+    spec = ctx.job.spec
+    config = FineTuningConfig(**spec["config"])
+    dataset = load_dataset(Path(spec["training_data_path"]))
+    base = _base(app, config.base_model_name)
+    version = new_id(spec["model_name_suffix"])
+    _log_training(app, ctx, {"status": "running", "model_version": version})
+    output = app.workspace.models / version
+    tuned = fine_tune(
+        dataset,
+        app.documents.all_texts(),
+        BaseModel(base.version, base.path),
+        config,
+        output,
+        report=lambda share, message, fields: ctx.progress(share * _TRAINED, message, **fields),
+        cancelled=ctx.check_cancelled,
+        checkpoints=ctx.paths.checkpoints,
+    )
+    gate = tuned.gate.to_dict()
+    model = app.registry.register(
+        version,
+        tuned.model_path,
+        kind="tuned",
+        base_model=base.version,
+        dataset_id=dataset.dataset_id,
+        job_id=ctx.job.job_id,
+        metrics=tuned.metrics,
+        gate=gate,
+        feedback_ids=sorted({i for pair in dataset.pairs for i in pair.feedback_ids}),
+        config=spec["config"],
+    )
+    ctx.progress(_TRAINED + 0.02, f"registered {version}; gate: {gate['verdict']}")
+    if gate["verdict"] != "block":
+        _ensure_index(app, ctx, model, _TRAINED + 0.02)
+        app.registry.set_alias("challenger", version, actor="finetune", reason=f"gate {gate['verdict']}")
+    result = {
+        "model_version": version,
+        "model_path": str(model.path),
+        "training_duration": round(tuned.duration_s, 2),
+        "metrics": tuned.metrics,
+        "gate": gate,
+        "evaluation": tuned.evaluation,
+        "chosen": tuned.chosen,
+        "dataset_id": dataset.dataset_id,
+    }
+    app.outbox.put_custom_data("ModelVersions", version, _lineage(model))
+    _log_training(app, ctx, {"status": "completed", "finished_at": to_iso(utc_now()), **result})
+    return result
+
+
+def index_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
+    """Index documents, or build the collection of one version (`spec["version"]`)."""
+    spec = ctx.job.spec
+    if spec.get("version"):
+        model = app.registry.get(spec["version"])
+        _ensure_index(app, ctx, model, 0.0)
+        return {"version": model.version, "documents": app.index.count(model.version)}
+    champion = app.registry.alias("champion")
+    model = app.registry.get(champion) if champion else _base(app, app.settings.base_model_name)
+    ctx.progress(0.01, "reading the sources")
+    plan = plan_index(
+        app.workspace, app.documents, paths=tuple(spec["paths"]), source=spec["source"], conport=lambda: app.conport
+    )
+    _ensure_encoder(app, ctx, model)
+    apply_plan(
+        plan,
+        app.documents,
+        app.index,
+        app.encoders,
+        progress=lambda share, message: ctx.progress(0.05 + 0.3 * share, message),
+        cancelled=ctx.check_cancelled,
+    )
+    _ensure_index(app, ctx, model, 0.35)
+    if champion is None:
+        app.registry.set_alias("champion", model.version, actor="index", reason="first index")
+    return {**plan.counts(), "version": model.version}
+
+
+def export_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
+    """Export one version and prove that it gives the same vectors."""
+    from ragtune_mcp.core.models.exporters.ollama import export_ollama
+
+    spec = ctx.job.spec
+    model = app.registry.get(spec["version"])
+    app.registry.verify(model.version)
+    target = app.workspace.exports / f"{model.version}-{spec['format']}"
+    ctx.progress(0.1, f"writing {spec['format']}")
+    if spec["format"] == "onnx":
+        return export_onnx(model.path, target)
+    texts = list(app.documents.all_texts().values())[:200]
+    return export_ollama(model.path, spec["name"], target, quantization=spec["quantization"], texts=texts)
+
+
+def _base(app: RagTune, name: str) -> ModelVersion:
+    if not app.registry.has(name):
+        found = resolve_base_model(name, app.workspace.root, app.settings.ragtune_allow_downloads)
+        app.registry.register_base(found.name, found.path)
+    return app.registry.resolve(name)
+
+
+def _ensure_encoder(app: RagTune, ctx: JobContext, model: ModelVersion) -> None:
+    folder = app.encoders.folder(model.version)
+    if not folder.exists():
+        ctx.event(f"exporting the serving encoder of {model.version}")
+        export_onnx(model.path, folder)
+    app.encoders.get(model.version, wait_s=120)
+
+
+def _ensure_index(app: RagTune, ctx: JobContext, model: ModelVersion, start: float) -> None:
+    _ensure_encoder(app, ctx, model)
+    build_collection(
+        app.index,
+        app.documents,
+        model,
+        app.encoders.get(model.version, wait_s=120),
+        progress=lambda share, message: ctx.progress(start + (0.99 - start) * share, message),
+        cancelled=ctx.check_cancelled,
+    )
+
+
+def _log_training(app: RagTune, ctx: JobContext, outcome: Mapping[str, Any]) -> None:
+    app.outbox.put_custom_data(
+        "ModelTraining",
+        f"training_job_{ctx.job.job_id}",
+        {
+            "job_id": ctx.job.job_id,
+            "base_model": ctx.job.spec["config"]["base_model_name"],
+            "dataset_id": ctx.job.spec["dataset_id"],
+            "started_at": ctx.job.started_at,
+            **outcome,
+        },
+    )
+
+
+def _lineage(model: ModelVersion) -> dict[str, Any]:
+    return {
+        "version": model.version,
+        "base_model": model.base_model,
+        "dataset_id": model.dataset_id,
+        "job_id": model.job_id,
+        "digest": model.digest,
+        "metrics": model.metrics,
+        "gate": model.gate,
+        "created_at": model.created_at,
+    }
+
+
+HANDLERS: dict[str, Handler] = {"finetune": finetune_job, "index": index_job, "export": export_job}

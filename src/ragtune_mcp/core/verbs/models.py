@@ -1,0 +1,154 @@
+"""Verbs of deployment: list, promote, roll back, export."""
+
+from __future__ import annotations
+
+from ragtune_mcp.core.errors import Conflict, InvalidInput
+from ragtune_mcp.core.models.registry import ModelVersion
+from ragtune_mcp.core.results import ExportResult, GateResult, ModelInfo, ModelList, StatusResult, SwitchResult
+from ragtune_mcp.core.verbs.retrieval import RetrievalVerbs
+
+
+class ModelVerbs(RetrievalVerbs):
+    """list_models, promote_model, rollback_model, export_model, and the status at a glance."""
+
+    def list_models(self) -> ModelList:
+        """Registered versions, newest first, with their lineage."""
+        return ModelList(
+            models=[self._info(model) for model in self.registry.list()],
+            champion=self.registry.alias("champion"),
+            challenger=self.registry.alias("challenger"),
+        )
+
+    def model(self, version: str) -> ModelInfo:
+        """One registered version."""
+        return self._info(self.registry.get(version))
+
+    def promote_model(self, version: str, *, confirm: bool = False, force: bool = False, reason: str = "") -> SwitchResult:
+        """Let a version answer all queries; without `confirm` only say what would happen."""
+        target = self.registry.resolve(version)
+        current = self.champion()
+        if target.version == current:
+            raise Conflict(f"{version} is already the champion.", hint="See list_models.")
+        forced = self.require_gate(target, force, reason)
+        checks = self._check(target)
+        if forced:
+            checks.append(f"gate verdict block overridden: {forced}")
+        return self._switch("promote", current, target.version, checks, confirm, reason)
+
+    def rollback_model(self, version: str = "", *, confirm: bool = False, reason: str = "") -> SwitchResult:
+        """Return to the previous champion, or to the one named; it is verified before anything moves."""
+        current = self.champion()
+        previous = version or self.registry.previous_champion()
+        if previous is None:
+            raise Conflict("There is no earlier champion to roll back to.", hint="See list_models.")
+        target = self.registry.resolve(previous)
+        if target.version == current:
+            raise Conflict(f"{target.version} is already the champion.", hint="See list_models.")
+        return self._switch("rollback", current, target.version, self._check(target), confirm, reason)
+
+    def export_model(self, version: str, *, format: str = "ollama", name: str = "", quantization: str = "f16") -> ExportResult:
+        """Write a version in another format, in the background, and check that it gives the same vectors."""
+        model = self.registry.resolve(version)
+        if format not in ("ollama", "onnx"):
+            raise InvalidInput(f"format {format!r} is not one of 'ollama', 'onnx'.")
+        if quantization not in ("f16", "q8_0", "f32"):
+            raise InvalidInput(f"quantization {quantization!r} is not one of 'f16', 'q8_0', 'f32'.")
+        self.registry.verify(model.version)
+        job = self.submit(
+            "export",
+            {"version": model.version, "format": format, "name": name or f"ragtune-{model.version}".lower(), "quantization": quantization},
+        )
+        return ExportResult(
+            version=model.version,
+            format=format,
+            job_id=job.job_id,
+            next_step=f"Call job_status with job_id={job.job_id!r} and wait_s=30; its result names the files and the parity report.",
+        )
+
+    def status(self) -> StatusResult:
+        """The workspace at a glance."""
+        trial = self.trials.active()
+        return StatusResult(
+            workspace=self.workspace.id,
+            version=self._version(),
+            champion=self.registry.alias("champion"),
+            documents=self.documents.count(),
+            running_jobs=[job.job_id for job in self.jobs.list(20) if job.status in ("queued", "running")],
+            active_test=trial.test_id if trial else None,
+            outbox_pending=self.outbox.pending(),
+            outbox_error=self.outbox.last_error(),
+        )
+
+    @staticmethod
+    def _version() -> str:
+        from ragtune_mcp import __version__
+
+        return __version__
+
+    def _check(self, target: ModelVersion) -> list[str]:
+        trial = self.trials.active()
+        if trial is not None:
+            raise Conflict(
+                f"Test {trial.test_id} is running.",
+                hint=f"Read ab_results; stop it with stop_ab_test(test_id={trial.test_id!r}, reason=...) before switching.",
+            )
+        self.registry.verify(target.version)
+        self.require_index(target)
+        self.encoders.check(target.version)
+        return [
+            "files match their recorded sha256",
+            "model loads and encodes the probe texts to the recorded vectors",
+            f"index complete: {self.index.count(target.version)} documents",
+            "no test is running",
+        ]
+
+    def _switch(self, action: str, current: str, target: str, checks: list[str], confirm: bool, reason: str) -> SwitchResult:
+        if not confirm:
+            return SwitchResult(
+                action=action,
+                from_version=current,
+                to_version=target,
+                changed=False,
+                checks=checks,
+                will_change=[f"champion: {current} -> {target}", "all searches use the new index at once", "a decision is logged in ConPort"],
+                next_step=f"Repeat {action}_model with confirm=true to do it.",
+            )
+        with self.db.transaction():
+            if self.registry.alias("champion") != current:
+                raise Conflict("Another process changed the champion meanwhile.", hint="See list_models and repeat.")
+            entry = self.registry.set_alias("champion", target, actor=action, reason=reason)
+            if self.registry.alias("challenger") == target:
+                self.registry.clear_alias("challenger", actor=action, reason="promoted")
+            self.outbox.put_decision(
+                summary=f"{action.capitalize()}: {current} -> {target}",
+                rationale=reason or "; ".join(checks),
+                tags=("ragtune", "model", action),
+                link_to=("custom_data", f"ModelVersions:{target}"),
+                dedupe_key=f"{action}:{entry}",
+            )
+        return SwitchResult(
+            action=action,
+            from_version=current,
+            to_version=target,
+            changed=True,
+            checks=checks,
+            will_change=[],
+            next_step="Call rollback_model to undo." if action == "promote" else "Call search.",
+        )
+
+    def _info(self, model: ModelVersion) -> ModelInfo:
+        return ModelInfo(
+            version=model.version,
+            kind=model.kind,
+            path=self.workspace.relative(model.path),
+            digest=model.digest,
+            base_model=model.base_model,
+            created_at=model.created_at,
+            dataset_id=model.dataset_id,
+            job_id=model.job_id,
+            metrics=model.metrics,
+            gate=GateResult(**model.gate) if model.gate else None,
+            aliases=[alias for alias in ("champion", "challenger") if self.registry.alias(alias) == model.version],
+            indexed=self.index.is_ready(model.version),
+            stale=model.stale,
+        )

@@ -1,0 +1,87 @@
+"""Verbs of daily use: index documents, search, rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ragtune_mcp.core.errors import InvalidInput
+from ragtune_mcp.core.experiment.outcomes import record
+from ragtune_mcp.core.results import FeedbackRecorded, IndexResult, SearchResult, SearchResults
+from ragtune_mcp.core.retrieval.reindex import apply_plan, plan_index
+from ragtune_mcp.core.verbs.trials import TrialVerbs
+
+_INLINE_CHUNKS = 64
+_QUERY_LIMIT = 10_000
+
+
+class RetrievalVerbs(TrialVerbs):
+    """index_documents, search, record_feedback."""
+
+    def index_documents(self, *, paths: Sequence[str] = (), source: str = "files") -> IndexResult:
+        """Bring the index up to date with files, ConPort items or a Chroma collection of the user's own."""
+        plan = plan_index(self.workspace, self.documents, paths=tuple(paths), source=source, conport=lambda: self.conport)
+        champion = self.registry.alias("champion")
+        warm = champion is not None and self.index.is_ready(champion) and self.encoders.is_ready(champion)
+        if plan.changes == 0 and champion is not None:
+            return IndexResult(**plan.counts(), message="Everything is up to date.", next_step="Call search.")
+        if warm and plan.changes <= _INLINE_CHUNKS:
+            apply_plan(plan, self.documents, self.index, self.encoders)
+            return IndexResult(**plan.counts(), message="The index is up to date.", next_step="Call search.")
+        job = self.submit("index", {"paths": list(paths), "source": source})
+        return IndexResult(
+            **plan.counts(),
+            job_id=job.job_id,
+            message="Indexing runs in the background; the counts are its plan.",
+            next_step=f"Call job_status with job_id={job.job_id!r} and wait_s=30 until completed, then search.",
+        )
+
+    def search(self, query: str, k: int = 5, unit_id: str = "") -> SearchResults:
+        """Rank the indexed documents for a query; while a test runs, blind to which variant answered."""
+        if not query.strip():
+            raise InvalidInput("query is empty.", hint="Ask in a few words.")
+        if len(query) > _QUERY_LIMIT:
+            raise InvalidInput(f"query has {len(query)} characters; the limit is {_QUERY_LIMIT}.")
+        served = self.service.search(query, k, unit_id)
+        return SearchResults(
+            query_id=served.query_id,
+            results=[SearchResult(id=h.id, text=h.text, source=h.source, rank=h.rank, score=round(h.score, 4)) for h in served.hits],
+            next_step=f"After using them, call record_feedback with query_id={served.query_id!r}.",
+        )
+
+    def record_feedback(
+        self,
+        query_id: str,
+        *,
+        rating: int = 0,
+        document_ratings: Mapping[str, int] | None = None,
+        user_satisfaction: int = 0,
+        comment: str = "",
+        helpful_ids: Sequence[str] = (),
+    ) -> FeedbackRecorded:
+        """Store a rating here and, through the outbox, in ConPort; 0 means not given."""
+        recorded = record(
+            self.db,
+            self.trials,
+            query_id,
+            rating=rating or None,
+            document_ratings=dict(document_ratings or {}),
+            user_satisfaction=user_satisfaction or None,
+            comment=comment,
+            helpful_ids=tuple(helpful_ids),
+        )
+        if not recorded.duplicate:
+            self.outbox.put_custom_data("UserFeedback", recorded.feedback_id, recorded.value)
+        have = self.feedback_count()
+        need = self.settings.training_data_min_samples
+        return FeedbackRecorded(
+            feedback_id=recorded.feedback_id,
+            stored_in=["ragtune", "conport (queued)"],
+            duplicate=recorded.duplicate,
+            ready_to_train={"have": have, "need": need},
+            warnings=list(recorded.warnings),
+            next_step="Call generate_training_data." if have >= need else f"{need - have} more ratings before training pays.",
+        )
+
+    def feedback_count(self) -> int:
+        """Ratings available for training: delivered to ConPort as far as known without starting it, plus queued."""
+        return (self.conport.count_custom_data("UserFeedback") or 0) + len(self.outbox.pending_custom_data("UserFeedback"))

@@ -1,0 +1,189 @@
+"""Verbs of training: build a data set, start and watch jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ragtune_mcp.core.dataset.export import find_dataset, load_dataset
+from ragtune_mcp.core.dataset.generator import DatasetOptions, TrainingDataGenerator
+from ragtune_mcp.core.errors import FeatureDisabled, InvalidInput, NotEnoughData, UnknownId
+from ragtune_mcp.core.finetune.base import resolve_base_model
+from ragtune_mcp.core.finetune.config import FineTuningConfig
+from ragtune_mcp.core.jobs.store import Job
+from ragtune_mcp.core.parts import Parts
+from ragtune_mcp.core.results import (
+    CancelResult,
+    ErrorInfo,
+    GateResult,
+    JobEvent,
+    JobStarted,
+    JobStatusResult,
+    TrainingDataResult,
+)
+
+Progress = Callable[[float, str], None]
+_SUFFIX_LIMIT = 64
+
+
+class TrainingVerbs(Parts):
+    """generate_training_data, start_finetune, job_status, cancel_job."""
+
+    def generate_training_data(
+        self,
+        *,
+        min_positive_samples: int | None = None,
+        min_negative_samples: int | None = None,
+        include_hard_negatives: bool | None = None,
+        include_synthetic: bool = False,
+        days_back: int = 90,
+        export_format: str = "csv",
+        progress: Progress | None = None,
+    ) -> TrainingDataResult:
+        """Turn the feedback in ConPort into a data set on disk; None means the workspace's setting."""
+        settings = self.settings
+        options = DatasetOptions.from_settings(
+            settings,
+            min_positive_samples=min_positive_samples,
+            min_negative_samples=min_negative_samples,
+            include_hard_negatives=include_hard_negatives,
+            include_synthetic=include_synthetic,
+            days_back=days_back,
+            export_format=export_format,
+        )
+        built = self.generator().build(options, progress)
+        return TrainingDataResult(
+            training_data_path=self.workspace.relative(built.path),
+            dataset_id=built.dataset_id,
+            statistics=built.statistics,
+            warnings=list(built.warnings),
+            next_step=f"Call start_finetune with dataset_id={built.dataset_id!r}.",
+        )
+
+    def generator(self) -> TrainingDataGenerator:
+        """The data set generator over this workspace's feedback and, where documents are indexed, its index."""
+        corpus = self.searcher if self.registry.alias("champion") else None
+        return TrainingDataGenerator(self.conport, self.workspace, outbox=self.outbox, corpus=corpus)
+
+    def start_finetune(
+        self,
+        *,
+        training_data_path: str = "",
+        dataset_id: str = "",
+        base_model: str = "",
+        model_name_suffix: str = "feedback",
+        config: Mapping[str, Any] | None = None,
+    ) -> JobStarted:
+        """Check everything that can be checked now, then hand the training to a background job."""
+        if not self.settings.finetuning_enabled:
+            raise FeatureDisabled("Fine-tuning is switched off by FINETUNING_ENABLED=false.", hint="Set FINETUNING_ENABLED=true.")
+        if not model_name_suffix.replace("-", "").replace("_", "").isalnum() or len(model_name_suffix) > _SUFFIX_LIMIT:
+            raise InvalidInput(f"model_name_suffix {model_name_suffix!r} may hold letters, digits, '-' and '_', up to {_SUFFIX_LIMIT}.")
+        settings = FineTuningConfig.from_settings(self.settings, base_model=base_model, overrides=config or {})
+        path = self._dataset_path(training_data_path, dataset_id)
+        dataset = load_dataset(path)
+        train = sum(pair.split == "train" for pair in dataset.pairs)
+        if train < 2:
+            raise NotEnoughData(f"{path.name} holds {train} training pairs; at least 2 are needed.", hint="Call generate_training_data with more feedback.")
+        name = settings.base_model_name
+        if not self.registry.has(name):
+            resolve_base_model(name, self.workspace.root, self.settings.ragtune_allow_downloads)
+        job = self.submit(
+            "finetune",
+            {
+                "training_data_path": str(path),
+                "dataset_id": dataset.dataset_id,
+                "model_name_suffix": model_name_suffix,
+                "config": settings.to_dict(),
+            },
+        )
+        message = "Fine-tuning job started" if job.status == "running" else "Queued behind the running training job"
+        documents = self.documents.count()
+        return JobStarted(
+            job_id=job.job_id,
+            status=job.status,
+            message=f"{message}. Call job_status with job_id={job.job_id!r} and wait_s=30 until it is completed.",
+            estimate={"train_pairs": train, "documents": documents},
+        )
+
+    def submit(self, kind: str, spec: dict[str, Any]) -> Job:
+        """Store a job and start its process, or leave it queued behind another of its kind."""
+        return self.jobs.submit(kind, spec, self.executor)
+
+    def job_status(self, job_id: str, wait_s: float = 0) -> JobStatusResult:
+        """State of a job, after at most `wait_s` seconds of waiting for its end."""
+        self.jobs.reconcile(self.executor)
+        return job_result(self.jobs.wait(job_id, wait_s), self.workspace.relative)
+
+    def cancel_job(self, job_id: str) -> CancelResult:
+        """Ask a job to stop; finished jobs stay as they are."""
+        job = self.jobs.request_cancel(job_id)
+        final = job.status in ("completed", "failed", "cancelled")
+        message = f"The job is {job.status}." if final else "Cancellation requested; the worker stops at its next step."
+        return CancelResult(job_id=job_id, status=job.status, message=message)
+
+    def _dataset_path(self, training_data_path: str, dataset_id: str) -> Path:
+        if bool(training_data_path) == bool(dataset_id):
+            raise InvalidInput(
+                f"Give either training_data_path ({training_data_path!r}) or dataset_id ({dataset_id!r}).",
+                hint="Call generate_training_data first; its answer names both.",
+            )
+        if training_data_path:
+            path = self.workspace.inside(training_data_path)
+            if not path.is_file():
+                raise InvalidInput(f"The file {training_data_path!r} does not exist.", hint="Call generate_training_data first.")
+            return path
+        found = find_dataset(self.workspace.training_data, dataset_id)
+        if found is None:
+            raise UnknownId(
+                f"There is no data set {dataset_id!r}.", code="unknown_dataset", hint="Call generate_training_data first."
+            )
+        return found
+
+
+def job_result(job: Job, relative: Callable[[Path], str]) -> JobStatusResult:
+    """A job as the tools answer it.
+
+    Args:
+        job: the stored job.
+        relative: turns an absolute path into the one shown to users.
+
+    Returns:
+        The job's state; model fields only for a completed fine-tuning job.
+    """
+    result = dict(job.result)
+    gate = result.pop("gate", None)
+    path = result.pop("model_path", None)
+    return JobStatusResult(
+        job_id=job.job_id,
+        kind=job.kind,
+        status=job.status,
+        progress=round(job.progress, 1),
+        message=job.message,
+        model_path=relative(Path(path)) if path else None,
+        model_version=result.pop("model_version", None),
+        training_duration=result.pop("training_duration", None),
+        metrics=result.pop("metrics", {}),
+        gate=GateResult(**gate) if gate else None,
+        eta_s=job.eta_s,
+        result=result,
+        events=[JobEvent(at=event.at, message=event.message, fields=event.fields) for event in job.events],
+        error=ErrorInfo(**job.error) if job.error else None,
+        next_step=_next_step(job, gate),
+    )
+
+
+def _next_step(job: Job, gate: Mapping[str, Any] | None) -> str:
+    if job.status in ("queued", "running"):
+        return f"Call job_status with job_id={job.job_id!r} and wait_s=30."
+    if job.status == "failed":
+        return job.error.get("hint", "") if job.error else ""
+    if job.kind == "finetune" and job.status == "completed" and gate:
+        version = job.result.get("model_version")
+        if gate["verdict"] == "block":
+            return "Keep the present model; collect more ratings, then call generate_training_data again."
+        return f"Call start_ab_test with test_model={version!r}, or promote_model with version={version!r}."
+    if job.kind == "index" and job.status == "completed":
+        return "Call search."
+    return ""

@@ -1,0 +1,133 @@
+"""Verbs of live comparison: start, read and stop a test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ragtune_mcp.core.clock import to_iso, utc_now
+from ragtune_mcp.core.errors import FeatureDisabled, GateBlocked, InvalidInput, NotReady
+from ragtune_mcp.core.experiment.plot import effect_svg
+from ragtune_mcp.core.experiment.report import results, summary
+from ragtune_mcp.core.experiment.trials import Trial
+from ragtune_mcp.core.models.registry import ModelVersion
+from ragtune_mcp.core.results import AbResults, AbTestStarted
+from ragtune_mcp.core.verbs.training import TrainingVerbs
+
+METRICS = ("response_quality", "relevance_score", "user_satisfaction")
+
+
+class TrialVerbs(TrainingVerbs):
+    """start_ab_test, ab_results, stop_ab_test."""
+
+    def start_ab_test(
+        self,
+        *,
+        baseline_model: str = "",
+        test_model: str = "",
+        traffic_split: float | None = None,
+        duration_hours: float | None = None,
+        metrics: Sequence[str] = METRICS,
+        mode: str = "split",
+        force: bool = False,
+        reason: str = "",
+    ) -> AbTestStarted:
+        """Check both models and their indexes, then send the share `traffic_split` of queries to the test model."""
+        if not self.settings.ab_testing_enabled:
+            raise FeatureDisabled("A/B testing is switched off by AB_TESTING_ENABLED=false.", hint="Set AB_TESTING_ENABLED=true.")
+        baseline = self.registry.resolve(baseline_model or self.champion())
+        test = self.registry.resolve(test_model or self._challenger())
+        if baseline.version == test.version:
+            raise InvalidInput(f"baseline_model and test_model are both {test.version!r}.", hint="Name two different versions; see list_models.")
+        forced = self.require_gate(test, force, reason)
+        for model in (baseline, test):
+            self.registry.verify(model.version)
+            self.require_index(model)
+        trial = self.trials.start(
+            baseline_version=baseline.version,
+            test_version=test.version,
+            split=self.settings.ab_test_traffic_split if traffic_split is None else traffic_split,
+            duration_hours=self.settings.ab_test_duration_hours if duration_hours is None else duration_hours,
+            metrics=tuple(metrics),
+            mode=mode,
+            forced_reason=forced,
+        )
+        self._log_trial(trial, {"status": "active"})
+        return AbTestStarted(
+            test_id=trial.test_id,
+            status="active",
+            start_time=to_iso(trial.started_at),
+            estimated_end_time=to_iso(trial.ends_at),
+            minimum_detectable_effect=trial.minimum_detectable_effect,
+            warnings=list(trial.warnings),
+        )
+
+    def ab_results(self, test_id: str = "") -> AbResults:
+        """Where a test stands now; may be read after every rating without inflating its error rates."""
+        answer = results(self.db, self.trials, self._trial_id(test_id), self.settings, utc_now())
+        if answer.status != "active":
+            self._log_trial(self.trials.get(answer.test_id), answer.model_dump(mode="json"))
+        return answer
+
+    def stop_ab_test(self, test_id: str, reason: str) -> AbResults:
+        """End a test early; the baseline serves all queries again."""
+        if not reason.strip():
+            raise InvalidInput("reason is empty.", hint="Say in a few words why the test ends; it is kept with the test.")
+        self.trials.stop(test_id, reason)
+        return self.ab_results(test_id)
+
+    def plot_ab_results(self, test_id: str = "") -> Path:
+        """Write the effect and its always-valid band over time as SVG; returns the file."""
+        identifier = self._trial_id(test_id)
+        target = self.workspace.plots / f"{identifier}.svg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(effect_svg(self.db, self.trials, identifier), encoding="utf-8")
+        return target
+
+    def require_gate(self, model: ModelVersion, force: bool, reason: str) -> str | None:
+        """Refuse a version the gate blocked unless forced with a reason.
+
+        Args:
+            model: the version to test or promote.
+            force: the caller insists.
+            reason: why; kept with the test or the promotion.
+
+        Returns:
+            The reason when the gate was overridden, else None.
+
+        Raises:
+            GateBlocked: blocked and not forced.
+            InvalidInput: forced without a reason.
+        """
+        if model.kind == "base" or model.gate is None or model.gate.get("verdict") != "block":
+            return None
+        if not force:
+            raise GateBlocked(
+                f"{model.version} was blocked by the gate: {'; '.join(model.gate.get('reasons', []))}",
+                hint="Collect more ratings and train again, or pass force=true with a reason.",
+            )
+        if not reason.strip():
+            raise InvalidInput("force=true needs a reason.", hint="Say why the gate's verdict is overridden; it is recorded.")
+        return reason
+
+    def require_index(self, model: ModelVersion) -> None:
+        """Raise NotReady, starting the missing index job, unless the version's collection is complete."""
+        if self.index.is_ready(model.version):
+            return
+        job = self.submit("index", {"version": model.version})
+        raise NotReady(
+            f"The index of {model.version} is not built yet; job {job.job_id} builds it.",
+            hint=f"Call job_status with job_id={job.job_id!r} and wait_s=30 until completed, then repeat this call.",
+        )
+
+    def _trial_id(self, test_id: str) -> str:
+        return self.trials.get(test_id).test_id if test_id else self.trials.latest().test_id
+
+    def _challenger(self) -> str:
+        version = self.registry.alias("challenger")
+        if version is None:
+            raise InvalidInput("test_model is empty and there is no challenger.", hint="Call start_finetune first, or name a version from list_models.")
+        return version
+
+    def _log_trial(self, trial: Trial, outcome: dict[str, object]) -> None:
+        self.outbox.put_custom_data("ABTests", trial.test_id, {**summary(trial), **outcome})
