@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     ragtune_conport_url: str = ""
     ragtune_conport_idle_s: float = Field(300, ge=1)
     ragtune_chroma_url: str = ""
+    ragtune_chroma_idle_s: float = Field(900, ge=5)
+    ragtune_source_chroma: str = ""
     ragtune_allow_downloads: bool = True
     ragtune_executor: Literal["local", "ray"] = "local"
     ragtune_ray_address: str = ""

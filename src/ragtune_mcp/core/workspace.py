@@ -80,6 +80,15 @@ class Workspace:
         return self.state / "chroma.log"
 
     @property
+    def index_lock(self) -> Path:
+        """Held while vectors and their rows are written together."""
+        return self.state / "index.lock"
+
+    def build_lock(self, digest: str) -> Path:
+        """Held by the one process that builds the collection of a model digest."""
+        return self.state / f"build-{digest[:16]}.lock"
+
+    @property
     def encoders(self) -> Path:
         """ONNX encoders by model digest."""
         return self.state / "encoders"
