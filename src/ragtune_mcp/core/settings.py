@@ -65,6 +65,8 @@ class Settings(BaseSettings):
     ragtune_ray_address: str = ""
     ragtune_http_token: str = ""
     ragtune_attribute_answers: bool = True
+    # Fixes which unit gets which variant; for replays that must come out the same twice. Empty: a new salt a test.
+    ragtune_ab_salt: str = ""
     ollama_host: str = "http://127.0.0.1:11434"
 
     @classmethod
