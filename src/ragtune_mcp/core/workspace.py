@@ -36,6 +36,31 @@ class JobPaths:
         return self.folder / "scratch"
 
 
+@dataclass(frozen=True, slots=True)
+class DatasetPaths:
+    """A data set's file and what stands beside it under the same stem."""
+
+    file: Path
+
+    @property
+    def manifest(self) -> Path:
+        """JSON: counts, thresholds, sha256 of the files; written last, so its presence means complete."""
+        return self._beside(".manifest.json")
+
+    @property
+    def rejected(self) -> Path:
+        """JSONL: one line per feedback entry that was not used, with its reason."""
+        return self._beside(".rejected.jsonl")
+
+    @property
+    def card(self) -> Path:
+        """Markdown for people: histogram, balance, examples."""
+        return self._beside(".card.md")
+
+    def _beside(self, ending: str) -> Path:
+        return self.file.with_name(self.file.stem + ending)
+
+
 class Workspace:
     """One project folder and the state beneath it.
 
@@ -108,6 +133,21 @@ class Workspace:
     @property
     def conport_database(self) -> Path:
         return self.root / "context_portal" / "context.db"
+
+    @property
+    def conport_log(self) -> Path:
+        """The log of our own ConPort process."""
+        return self.logs / "conport.log"
+
+    @property
+    def conport_stderr(self) -> Path:
+        """What our own ConPort process wrote to stderr."""
+        return self.logs / "conport-stderr.log"
+
+    @property
+    def empty_model_cache(self) -> Path:
+        """A model cache without models: a ConPort that sees only this one never embeds."""
+        return self.state / "no-models"
 
     @property
     def training_data(self) -> Path:
