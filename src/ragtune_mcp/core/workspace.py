@@ -61,6 +61,28 @@ class DatasetPaths:
         return self.file.with_name(self.file.stem + ending)
 
 
+@dataclass(frozen=True, slots=True)
+class EncoderPaths:
+    """Files of one serving encoder."""
+
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        """The ONNX graph."""
+        return self.folder / "model.onnx"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer, as in the model version."""
+        return self.folder / "tokenizer.json"
+
+    @property
+    def config(self) -> Path:
+        """What the graph is: digest, dimension, pooling, hashes of the other files, parity; written last."""
+        return self.folder / "encoder.json"
+
+
 class Workspace:
     """One project folder and the state beneath it.
 
@@ -117,6 +139,10 @@ class Workspace:
     def encoders(self) -> Path:
         """ONNX encoders by model digest."""
         return self.state / "encoders"
+
+    def encoder(self, digest: str) -> EncoderPaths:
+        """The files of the serving encoder of a model digest."""
+        return EncoderPaths(self.encoders / digest)
 
     @property
     def exports(self) -> Path:
@@ -200,6 +226,11 @@ class Workspace:
             return self.inside(value)
         except PathOutsideWorkspace as error:
             raise PathOutsideWorkspace(f"{variable}={value!r} is outside the workspace {self.root}.") from error
+
+
+def manifest_path(folder: Path) -> Path:
+    """`ragtune.json` of a model version's folder: its lineage and the sha256 of every other file."""
+    return folder / "ragtune.json"
 
 
 def new_id(prefix: str, now: datetime | None = None) -> str:
