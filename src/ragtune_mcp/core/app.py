@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ragtune_mcp.core.feedback.importers import import_feedback
 from ragtune_mcp.core.settings import Settings, find_workspace
 from ragtune_mcp.core.verbs.models import ModelVerbs
 from ragtune_mcp.core.workspace import Workspace

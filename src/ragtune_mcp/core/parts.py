@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from ragtune_mcp.core.clock import utc_now
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import NotReady
+from ragtune_mcp.core.experiment.outcomes import Outcomes, Recorded
 from ragtune_mcp.core.experiment.serving import SearchService
 from ragtune_mcp.core.experiment.trials import TrialStore
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.feedback.outbox import FlushResult, Outbox
-from ragtune_mcp.core.jobs.executors import Executor, executor_for
 from ragtune_mcp.core.jobs.store import JobStore
 from ragtune_mcp.core.models.encoder import EncoderPool
 from ragtune_mcp.core.models.registry import Registry
@@ -34,17 +33,13 @@ class Parts:
         self.registry = Registry(self.db, workspace)
         self.outbox = Outbox(self.db)
         self.documents = DocumentStore(self.db)
-        self.trials = TrialStore(self.db, settings=self.settings)
+        self.trials = TrialStore(self.db)
+        self.outcomes = Outcomes(self.db, self.trials, publish=self._publish)
 
     @cached_property
     def conport(self) -> ConPortClient:
         """ConPort; its process starts at the first call that needs it."""
         return ConPortClient(self.workspace.id, self.settings)
-
-    @cached_property
-    def executor(self) -> Executor:
-        """Where jobs run: a local process, or Ray."""
-        return executor_for(self.settings)
 
     @cached_property
     def encoders(self) -> EncoderPool:
@@ -64,7 +59,7 @@ class Parts:
     @cached_property
     def service(self) -> SearchService:
         """Searches as users see them: assigned, logged, blind."""
-        return SearchService(self.db, self.trials, self.searcher.search, self.champion, now=utc_now)
+        return SearchService(self.db, self.trials, self.searcher.search, self.champion)
 
     def champion(self) -> str:
         """The version that serves.
@@ -83,6 +78,9 @@ class Parts:
     def flush_outbox(self) -> FlushResult:
         """Deliver what waits for ConPort; an absent ConPort leaves it waiting and is named in the result."""
         return self.outbox.flush(self.conport)
+
+    def _publish(self, recorded: Recorded) -> None:
+        self.outbox.put_custom_data("UserFeedback", recorded.feedback_id, recorded.value)
 
     def close(self) -> None:
         """End the child processes and close the database."""

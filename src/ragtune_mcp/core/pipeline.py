@@ -99,10 +99,10 @@ def index_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
         app.documents,
         app.index,
         app.encoders,
-        progress=lambda share, message: ctx.progress(0.05 + 0.3 * share, message),
+        app.serving_versions() or [model.version],
+        progress=lambda share, message: ctx.progress(0.05 + 0.94 * share, message),
         cancelled=ctx.check_cancelled,
     )
-    _ensure_index(app, ctx, model, 0.35)
     if champion is None:
         app.registry.set_alias("champion", model.version, actor="index", reason="first index")
     return {**plan.counts(), "version": model.version}
@@ -143,7 +143,7 @@ def _ensure_index(app: RagTune, ctx: JobContext, model: ModelVersion, start: flo
     build_collection(
         app.index,
         app.documents,
-        model,
+        model.version,
         app.encoders.get(model.version, wait_s=120),
         progress=lambda share, message: ctx.progress(start + (0.99 - start) * share, message),
         cancelled=ctx.check_cancelled,

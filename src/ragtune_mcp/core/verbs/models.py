@@ -97,7 +97,7 @@ class ModelVerbs(RetrievalVerbs):
         self.encoders.check(target.version)
         return [
             "files match their recorded sha256",
-            "model loads and encodes the probe texts to the recorded vectors",
+            "its encoder encodes the probe texts to the recorded vectors",
             f"index complete: {self.index.count(target.version)} documents",
             "no test is running",
         ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ragtune_mcp.core.errors import InvalidInput
-from ragtune_mcp.core.experiment.outcomes import record
 from ragtune_mcp.core.results import FeedbackRecorded, IndexResult, SearchResult, SearchResults
 from ragtune_mcp.core.retrieval.reindex import apply_plan, plan_index
 from ragtune_mcp.core.verbs.trials import TrialVerbs
@@ -25,7 +24,7 @@ class RetrievalVerbs(TrialVerbs):
         if plan.changes == 0 and champion is not None:
             return IndexResult(**plan.counts(), message="Everything is up to date.", next_step="Call search.")
         if warm and plan.changes <= _INLINE_CHUNKS:
-            apply_plan(plan, self.documents, self.index, self.encoders)
+            apply_plan(plan, self.documents, self.index, self.encoders, self.serving_versions())
             return IndexResult(**plan.counts(), message="The index is up to date.", next_step="Call search.")
         job = self.submit("index", {"paths": list(paths), "source": source})
         return IndexResult(
@@ -59,28 +58,33 @@ class RetrievalVerbs(TrialVerbs):
         helpful_ids: Sequence[str] = (),
     ) -> FeedbackRecorded:
         """Store a rating here and, through the outbox, in ConPort; 0 means not given."""
-        recorded = record(
-            self.db,
-            self.trials,
+        recorded = self.outcomes.record(
             query_id,
             rating=rating or None,
-            document_ratings=dict(document_ratings or {}),
+            document_ratings=document_ratings,
             user_satisfaction=user_satisfaction or None,
             comment=comment,
-            helpful_ids=tuple(helpful_ids),
+            helpful_ids=helpful_ids,
         )
-        if not recorded.duplicate:
-            self.outbox.put_custom_data("UserFeedback", recorded.feedback_id, recorded.value)
         have = self.feedback_count()
         need = self.settings.training_data_min_samples
         return FeedbackRecorded(
             feedback_id=recorded.feedback_id,
             stored_in=["ragtune", "conport (queued)"],
-            duplicate=recorded.duplicate,
+            duplicate=recorded.is_duplicate,
             ready_to_train={"have": have, "need": need},
-            warnings=list(recorded.warnings),
+            warnings=["The test this search belonged to is decided; the rating trains but does not count in it."]
+            if recorded.is_late
+            else [],
             next_step="Call generate_training_data." if have >= need else f"{need - have} more ratings before training pays.",
         )
+
+    def serving_versions(self) -> list[str]:
+        """Versions whose index must stay current: the champion, the challenger, and both variants of a test."""
+        trial = self.trials.active()
+        named = [self.registry.alias("champion"), self.registry.alias("challenger")]
+        named += [trial.baseline_version, trial.test_version] if trial else []
+        return list(dict.fromkeys(v for v in named if v and (v == named[0] or self.index.count(v))))
 
     def feedback_count(self) -> int:
         """Ratings available for training: delivered to ConPort as far as known without starting it, plus queued."""

@@ -11,7 +11,7 @@ from ragtune_mcp.core.dataset.generator import DatasetOptions, TrainingDataGener
 from ragtune_mcp.core.errors import FeatureDisabled, InvalidInput, NotEnoughData, UnknownId
 from ragtune_mcp.core.finetune.base import resolve_base_model
 from ragtune_mcp.core.finetune.config import FineTuningConfig
-from ragtune_mcp.core.jobs.store import Job
+from ragtune_mcp.core.jobs.job import Job, JobKind
 from ragtune_mcp.core.parts import Parts
 from ragtune_mcp.core.results import (
     CancelResult,
@@ -63,7 +63,8 @@ class TrainingVerbs(Parts):
 
     def generator(self) -> TrainingDataGenerator:
         """The data set generator over this workspace's feedback and, where documents are indexed, its index."""
-        corpus = self.searcher if self.registry.alias("champion") else None
+        champion = self.registry.alias("champion")
+        corpus = self.searcher.corpus(champion) if champion else None
         return TrainingDataGenerator(self.conport, self.workspace, outbox=self.outbox, corpus=corpus)
 
     def start_finetune(
@@ -107,20 +108,19 @@ class TrainingVerbs(Parts):
             estimate={"train_pairs": train, "documents": documents},
         )
 
-    def submit(self, kind: str, spec: dict[str, Any]) -> Job:
+    def submit(self, kind: JobKind, spec: dict[str, Any]) -> Job:
         """Store a job and start its process, or leave it queued behind another of its kind."""
-        return self.jobs.submit(kind, spec, self.executor)
+        return self.jobs.submit(kind, spec)
 
     def job_status(self, job_id: str, wait_s: float = 0) -> JobStatusResult:
         """State of a job, after at most `wait_s` seconds of waiting for its end."""
-        self.jobs.reconcile(self.executor)
+        self.jobs.reconcile()
         return job_result(self.jobs.wait(job_id, wait_s), self.workspace.relative)
 
     def cancel_job(self, job_id: str) -> CancelResult:
         """Ask a job to stop; finished jobs stay as they are."""
         job = self.jobs.request_cancel(job_id)
-        final = job.status in ("completed", "failed", "cancelled")
-        message = f"The job is {job.status}." if final else "Cancellation requested; the worker stops at its next step."
+        message = f"The job is {job.status}." if job.is_final else "Cancellation requested; the worker stops at its next step."
         return CancelResult(job_id=job_id, status=job.status, message=message)
 
     def _dataset_path(self, training_data_path: str, dataset_id: str) -> Path:
@@ -168,7 +168,7 @@ def job_result(job: Job, relative: Callable[[Path], str]) -> JobStatusResult:
         gate=GateResult(**gate) if gate else None,
         eta_s=job.eta_s,
         result=result,
-        events=[JobEvent(at=event.at, message=event.message, fields=event.fields) for event in job.events],
+        events=[JobEvent(at=event.at, message=event.message, fields=dict(event.fields)) for event in job.events],
         error=ErrorInfo(**job.error) if job.error else None,
         next_step=_next_step(job, gate),
     )

@@ -44,13 +44,16 @@ class TrialVerbs(TrainingVerbs):
             self.registry.verify(model.version)
             self.require_index(model)
         trial = self.trials.start(
-            baseline_version=baseline.version,
-            test_version=test.version,
+            baseline.version,
+            test.version,
             split=self.settings.ab_test_traffic_split if traffic_split is None else traffic_split,
             duration_hours=self.settings.ab_test_duration_hours if duration_hours is None else duration_hours,
             metrics=tuple(metrics),
             mode=mode,
-            forced_reason=forced,
+            gate=test.gate,
+            force_reason=forced,
+            alpha=self.settings.ab_test_significance_level,
+            salt=self.settings.ragtune_ab_salt,
         )
         self._log_trial(trial, {"status": "active"})
         return AbTestStarted(
@@ -84,7 +87,7 @@ class TrialVerbs(TrainingVerbs):
         target.write_text(effect_svg(self.db, self.trials, identifier), encoding="utf-8")
         return target
 
-    def require_gate(self, model: ModelVersion, force: bool, reason: str) -> str | None:
+    def require_gate(self, model: ModelVersion, force: bool, reason: str) -> str:
         """Refuse a version the gate blocked unless forced with a reason.
 
         Args:
@@ -93,14 +96,14 @@ class TrialVerbs(TrainingVerbs):
             reason: why; kept with the test or the promotion.
 
         Returns:
-            The reason when the gate was overridden, else None.
+            The reason when the gate was overridden, else "".
 
         Raises:
             GateBlocked: blocked and not forced.
             InvalidInput: forced without a reason.
         """
         if model.kind == "base" or model.gate is None or model.gate.get("verdict") != "block":
-            return None
+            return ""
         if not force:
             raise GateBlocked(
                 f"{model.version} was blocked by the gate: {'; '.join(model.gate.get('reasons', []))}",
