@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ragtune_mcp.core.clock import from_iso
-from ragtune_mcp.core.errors import FeedbackInvalid
+from ragtune_mcp.core.errors import FeedbackInvalid, InvalidInput
 
 _RATING_TEXT = re.compile(r"\s*([1-5])(?:\.0+)?\s*", re.ASCII)
 _TRUTH_WORDS = {"true": True, "false": False, "1": True, "0": False}
@@ -37,6 +37,21 @@ def decode_json(text: str) -> Any:
     except (ValueError, RecursionError) as error:
         why = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise FeedbackInvalid("invalid_json", f"Not valid JSON ({why}): {reprlib.repr(text)}.") from error
+
+
+def encode_json(value: Any) -> str:
+    """Any JSON-able value as text that every reader takes: whole characters, NaN and infinities as null.
+
+    Raises:
+        InvalidInput: the value holds something that JSON has no form for.
+    """
+    try:
+        text = whole(json.dumps(value, ensure_ascii=False))
+        if "NaN" in text or "Infinity" in text:
+            text = json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"The value {reprlib.repr(value)} cannot be written as JSON: {error}.") from error
+    return text
 
 
 def rating(value: Any, what: str, *, reason: str = "invalid_rating") -> int | None:

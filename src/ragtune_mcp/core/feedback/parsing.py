@@ -58,8 +58,8 @@ def parse_feedback(key: str, value: Any, timestamp: datetime) -> FeedbackRecord:
             empty_query, invalid_rating, invalid_user_satisfaction, invalid_response, invalid_documents,
             invalid_signal, invalid_timestamp or no_rating; the message repeats the value, shortened.
     """
-    entry = _entry(value)
-    flat = _is_flat(entry)
+    entry = unwrap_entry(value)
+    flat = is_flat(entry)
     record = FeedbackRecord(
         feedback_id=fields.name(entry.get("feedback_id")) or key,
         key=key,
@@ -83,6 +83,29 @@ def parse_feedback(key: str, value: Any, timestamp: datetime) -> FeedbackRecord:
     if not has_opinion(record):
         raise FeedbackInvalid("no_rating", f"The entry {key!r} holds no rating and no signal.")
     return record
+
+
+def unwrap_entry(value: Any) -> Mapping[str, Any]:
+    """The entry as an object: decoded where it is JSON text, taken out of its `{"key", "value"}` envelope.
+
+    Raises:
+        FeedbackInvalid: reason invalid_json, not_an_object or unknown_schema.
+    """
+    entry = _decoded(value)
+    if isinstance(entry, Mapping) and "query" not in entry and "value" in entry:
+        entry = _decoded(entry["value"])
+    if not isinstance(entry, Mapping):
+        raise fields.invalid("not_an_object", "the entry", entry)
+    schema = entry.get("schema")
+    if isinstance(schema, str) and schema.startswith(_SCHEMA_FAMILY) and schema != SCHEMA:
+        raise fields.invalid("unknown_schema", "schema", schema)
+    return entry
+
+
+def is_flat(entry: Mapping[str, Any]) -> bool:
+    """Whether the entry is one rating of one document, the document named by `doc_id` or given as text."""
+    named = not _FLAT_IDS.isdisjoint(entry) or "document" in entry
+    return named and "documents" not in entry and "document_ids" not in entry
 
 
 def has_opinion(record: FeedbackRecord) -> bool:
@@ -130,18 +153,6 @@ def feedback_value(record: FeedbackRecord) -> dict[str, Any]:
     }
 
 
-def _entry(value: Any) -> Mapping[str, Any]:
-    entry = _decoded(value)
-    if isinstance(entry, Mapping) and "query" not in entry and "value" in entry:
-        entry = _decoded(entry["value"])
-    if not isinstance(entry, Mapping):
-        raise fields.invalid("not_an_object", "the entry", entry)
-    schema = entry.get("schema")
-    if isinstance(schema, str) and schema.startswith(_SCHEMA_FAMILY) and schema != SCHEMA:
-        raise fields.invalid("unknown_schema", "schema", schema)
-    return entry
-
-
 def _decoded(value: Any) -> Any:
     # Twice: a client that sends objects as text may wrap an entry that already was text.
     for _ in range(2):
@@ -150,11 +161,6 @@ def _decoded(value: Any) -> Any:
             if text[:1] in ("{", "[", '"'):
                 value = fields.decode_json(text)
     return value
-
-
-def _is_flat(entry: Mapping[str, Any]) -> bool:
-    named = not _FLAT_IDS.isdisjoint(entry) or "document" in entry
-    return named and "documents" not in entry and "document_ids" not in entry
 
 
 def _documents(entry: Mapping[str, Any]) -> tuple[RatedDocument, ...]:

@@ -1,1 +1,18 @@
 -- Tables of the feedback stage.
+
+-- Writes that wait for ConPort, in order. A row is delivered once ConPort has confirmed the state it held when it
+-- was sent: `revision` counts the replacements of a waiting value. Delivered decisions stay, so that the same
+-- one is not logged twice; delivered custom data goes.
+CREATE TABLE outbox (
+    id           INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind         TEXT NOT NULL CHECK (kind IN ('custom_data', 'decision')),
+    category     TEXT NOT NULL,             -- '' for decisions
+    key          TEXT NOT NULL,             -- ConPort key, or the decision's dedupe key
+    body         TEXT NOT NULL,             -- JSON: the value, or the decision
+    revision     INTEGER NOT NULL DEFAULT 0,
+    created_at   TEXT NOT NULL,
+    delivered_at TEXT,
+    last_error   TEXT,
+    UNIQUE (kind, category, key)
+);
+CREATE INDEX outbox_waiting ON outbox (id) WHERE delivered_at IS NULL;
