@@ -19,23 +19,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: arguments without the program's name; those of the process when not given.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if _starts_server(arguments):
-        _serve([each for each in arguments if each != "serve"])
+    word = _first_word(arguments)
+    if word is None or arguments[word] == "serve":
+        _serve([each for place, each in enumerate(arguments) if place != word])
     else:
         from ragtune_mcp.surface.commands import run
 
         run(arguments)
 
 
-def _starts_server(arguments: list[str]) -> bool:
-    words = []
-    rest = iter(arguments)
-    for each in rest:
-        if each in _SERVER_FLAGS:
-            next(rest, None)
-        elif not each.startswith("--workspace="):
-            words.append(each)
-    return words[:1] in ([], ["serve"])
+def _first_word(arguments: Sequence[str]) -> int | None:
+    place = 0
+    while place < len(arguments):
+        if arguments[place] in _SERVER_FLAGS:
+            place += 2
+        elif arguments[place].startswith("--workspace="):
+            place += 1
+        else:
+            return place
+    return None
 
 
 def _serve(arguments: list[str]) -> None:

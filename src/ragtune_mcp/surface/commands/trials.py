@@ -1,0 +1,75 @@
+"""Commands of live comparison."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ragtune_mcp.surface.commands.shell import AsJson, opened
+from ragtune_mcp.surface.commands.show import show
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("start-ab-test")(start_ab_test)
+    app.command("ab-results")(ab_results)
+    app.command("stop-ab-test")(stop_ab_test)
+
+
+def start_ab_test(
+    context: typer.Context,
+    baseline: Annotated[str, typer.Option(help="Empty = the serving version.")] = "",
+    test: Annotated[str, typer.Option(help="Empty = the newest version that passed its gate.")] = "",
+    split: Annotated[
+        float | None, typer.Option(min=0.01, max=0.99, help="Share of searches for the test model.")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(min=0.01, max=8760, help="How long.")] = None,
+    mode: Annotated[str, typer.Option(help="split or interleave.")] = "split",
+    force: Annotated[
+        bool, typer.Option("--force", help="Test a version its gate blocked; needs --reason.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="Why; kept with the test.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Let a new version answer a share of the searches."""
+    with opened(context) as core:
+        started = core.start_ab_test(
+            baseline_model=baseline,
+            test_model=test,
+            traffic_split=split,
+            duration_hours=hours,
+            mode=mode,
+            force=force,
+            reason=reason,
+        )
+        show(started, as_json)
+
+
+def ab_results(
+    context: typer.Context,
+    test_id: Annotated[str, typer.Argument(help="Empty = the latest test.")] = "",
+    plot: Annotated[
+        Path | None, typer.Option(help="Also write the effect over time to this SVG file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where a live comparison stands."""
+    with opened(context) as core:
+        show(core.ab_results(test_id), as_json)
+        if plot:
+            shutil.copyfile(core.plot_ab_results(test_id), plot)
+            typer.echo(f"plot: {plot}", err=True)
+
+
+def stop_ab_test(
+    context: typer.Context,
+    test_id: Annotated[str, typer.Argument(help="Printed when the test was started.")],
+    reason: Annotated[str, typer.Option(help="Why; kept with the test.")],
+    as_json: AsJson = False,
+) -> None:
+    """End a live comparison before its time."""
+    with opened(context) as core:
+        show(core.stop_ab_test(test_id, reason), as_json)
