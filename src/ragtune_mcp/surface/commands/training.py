@@ -27,7 +27,7 @@ def generate_training_data(
     min_positive: Annotated[int | None, typer.Option(min=0, help="Refuse with fewer positive pairs.")] = None,
     min_negative: Annotated[int | None, typer.Option(min=0, help="Refuse with fewer negative pairs.")] = None,
     hard_negatives: Annotated[bool | None, typer.Option(help="Mine near misses from the live index.")] = None,
-    synthetic: Annotated[bool, typer.Option(help="Add queries made from the documents.")] = False,
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="Add queries made from documents.")] = False,
     days_back: Annotated[int, typer.Option(min=1, help="Use feedback of this many past days.")] = 90,
     export_format: Annotated[str, typer.Option("--format", help="csv, json, jsonl or triplets.")] = "csv",
     as_json: AsJson = False,
