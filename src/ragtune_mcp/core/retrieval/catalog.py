@@ -1,0 +1,190 @@
+"""What `ragtune.db` knows of the vector collections: which serve, and of which text each vector is."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from ragtune_mcp.core.clock import to_iso, utc_now
+from ragtune_mcp.core.database import Database
+
+CollectionState = Literal["building", "ready", "retired"]
+
+_PENDING = """
+    FROM documents d LEFT JOIN vectors v ON v.collection = ? AND v.doc_id = d.doc_id
+    WHERE v.sha256 IS NOT d.sha256
+"""
+_ORPHANS = """
+    FROM vectors v WHERE v.collection = ?
+    AND NOT EXISTS (SELECT 1 FROM documents d WHERE d.doc_id = v.doc_id)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """One Chroma collection: the vectors of one model version.
+
+    Attributes:
+        name: Chroma's name.
+        digest: of the model that made the vectors.
+        state: only `ready` ones answer searches.
+        encoded: texts encoded for it, in `encode_s` seconds.
+    """
+
+    name: str
+    version: str
+    digest: str
+    dimension: int
+    state: CollectionState
+    created_at: str
+    ready_at: str | None
+    encoded: int
+    encode_s: float
+
+
+class Twin(NamedTuple):
+    """A stored vector of a text: where it is and whose id it has there."""
+
+    sha256: str
+    collection: str
+    doc_id: str
+
+
+class Catalog:
+    """The rows of `collections` and `vectors`."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def find(self, version: str, state: CollectionState) -> Collection | None:
+        """The collection of a version in a state; at most one is building and one ready."""
+        row = self._db.connection.execute(
+            "SELECT * FROM collections WHERE version = ? AND state = ?", (version, state)
+        ).fetchone()
+        return None if row is None else Collection(**row)
+
+    def all(self) -> list[Collection]:
+        """Every collection, oldest first."""
+        rows = self._db.connection.execute("SELECT * FROM collections ORDER BY created_at, name")
+        return [Collection(**row) for row in rows]
+
+    def insert(self, name: str, version: str, digest: str, dimension: int) -> Collection:
+        """Record a collection that is about to be built."""
+        with self._db.transaction() as connection:
+            connection.execute(
+                """INSERT INTO collections (name, version, digest, dimension, state, created_at)
+                   VALUES (?, ?, ?, ?, 'building', ?)""",
+                (name, version, digest, dimension, to_iso(utc_now())),
+            )
+            row = connection.execute("SELECT * FROM collections WHERE name = ?", (name,)).fetchone()
+        return Collection(**row)
+
+    def delete(self, name: str) -> None:
+        """Forget a collection and its vectors' rows."""
+        with self._db.transaction() as connection:
+            connection.execute("DELETE FROM collections WHERE name = ?", (name,))
+
+    def pending(self, name: str) -> list[str]:
+        """Ids whose text has no vector in the collection, longest text first."""
+        sql = f"SELECT d.doc_id {_PENDING} ORDER BY length(d.text) DESC, d.doc_id"
+        return [row["doc_id"] for row in self._db.connection.execute(sql, (name,))]
+
+    def orphans(self, name: str) -> list[str]:
+        """Ids that have a vector but no document any more."""
+        return [r["doc_id"] for r in self._db.connection.execute(f"SELECT v.doc_id {_ORPHANS}", (name,))]
+
+    def is_complete(self, name: str) -> bool:
+        """True when every document has the vector of its present text, and nothing else has one."""
+        row = self._db.connection.execute(
+            f"SELECT EXISTS (SELECT 1 {_PENDING}) OR EXISTS (SELECT 1 {_ORPHANS})", (name, name)
+        ).fetchone()
+        return not row[0]
+
+    def count(self, name: str) -> int:
+        """Vectors in the collection."""
+        return int(self._one("SELECT count(*) FROM vectors WHERE collection = ?", name))
+
+    def count_pending(self, name: str) -> int:
+        """Documents whose text has no vector in the collection."""
+        return int(self._one(f"SELECT count(*) {_PENDING}", name))
+
+    def count_documents(self) -> int:
+        """Documents of the workspace."""
+        return int(self._db.connection.execute("SELECT count(*) FROM documents").fetchone()[0])
+
+    def ids(self, name: str) -> set[str]:
+        """Ids that have a vector in the collection."""
+        return {
+            row["doc_id"]
+            for row in self._db.connection.execute("SELECT doc_id FROM vectors WHERE collection = ?", (name,))
+        }
+
+    def current(self, ids: Sequence[str]) -> dict[str, str]:
+        """Id -> hash of the document's present text, for the ids that exist."""
+        marks = ",".join("?" * len(ids))
+        rows = self._db.connection.execute(
+            f"SELECT doc_id, sha256 FROM documents WHERE doc_id IN ({marks})", ids
+        )
+        return {row["doc_id"]: row["sha256"] for row in rows}
+
+    def twins(self, digest: str, hashes: Sequence[str]) -> list[Twin]:
+        """One stored vector for each of these texts that the model has already encoded."""
+        marks = ",".join("?" * len(hashes))
+        rows = self._db.connection.execute(
+            f"""SELECT v.sha256, v.collection, v.doc_id FROM vectors v
+                JOIN collections c ON c.name = v.collection
+                WHERE c.digest = ? AND c.state != 'retired' AND v.sha256 IN ({marks})
+                ORDER BY v.collection, v.doc_id""",
+            (digest, *hashes),
+        )
+        return list({row["sha256"]: Twin(*row) for row in rows}.values())
+
+    def wrote(self, name: str, rows: Iterable[tuple[str, str]], encoded: int, seconds: float) -> None:
+        """Record vectors that Chroma has confirmed, as (id, hash of text), and what encoding them cost."""
+        with self._db.transaction() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO vectors (collection, doc_id, sha256) VALUES (?, ?, ?)",
+                [(name, doc_id, sha256) for doc_id, sha256 in rows],
+            )
+            connection.execute(
+                "UPDATE collections SET encoded = encoded + ?, encode_s = encode_s + ? WHERE name = ?",
+                (encoded, seconds, name),
+            )
+
+    def forgot(self, name: str, ids: Iterable[str]) -> None:
+        """Record that Chroma no longer has these vectors."""
+        with self._db.transaction() as connection:
+            connection.executemany(
+                "DELETE FROM vectors WHERE collection = ? AND doc_id = ?", [(name, doc_id) for doc_id in ids]
+            )
+
+    def flip(self, collection: Collection) -> bool:
+        """Make a complete collection the one that serves its version, in one transaction.
+
+        Returns:
+            False, and nothing is changed, when documents changed meanwhile and it is not complete.
+        """
+        with self._db.transaction() as connection:
+            if not self.is_complete(collection.name):
+                return False
+            connection.execute(
+                "UPDATE collections SET state = 'retired' WHERE version = ? AND state = 'ready'",
+                (collection.version,),
+            )
+            connection.execute(
+                "UPDATE collections SET state = 'ready', ready_at = ? WHERE name = ?",
+                (to_iso(utc_now()), collection.name),
+            )
+        return True
+
+    def seconds_per_text(self) -> float | None:
+        """What encoding one text has cost in this workspace so far; None before the first."""
+        row: sqlite3.Row = self._db.connection.execute(
+            "SELECT sum(encode_s) / sum(encoded) FROM collections WHERE encoded > 0"
+        ).fetchone()
+        return None if row[0] is None else float(row[0])
+
+    def _one(self, sql: str, name: str) -> int:
+        return int(self._db.connection.execute(sql, (name,)).fetchone()[0])

@@ -1,0 +1,336 @@
+"""The vector index: one collection per model version, guarded so that two models' vectors never meet.
+
+Every access of the project to the vectors goes through here. A base model and its tuned child have the same
+dimension, so Chroma cannot notice when the query of one meets the documents of the other; each collection
+therefore carries the digest of its model, in `ragtune.db` and in Chroma's own metadata, and both are
+compared.
+
+Vectors and rows are written together under one file lock per workspace: Chroma first, the row after Chroma
+confirmed. A process killed in between leaves a vector without a row, which the next build writes again;
+never a row that promises a vector of another text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection as AbstractCollection
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from ragtune_mcp.core.database import Database
+from ragtune_mcp.core.errors import Conflict, IntegrityError, NotReady, WrongEmbedder
+from ragtune_mcp.core.retrieval.catalog import Catalog, Collection
+from ragtune_mcp.core.retrieval.chroma import REBUILD, ChromaVectors, Neighbour, Vectors, VectorsGone
+from ragtune_mcp.core.retrieval.documents import Document
+from ragtune_mcp.core.retrieval.store import ChromaStore
+from ragtune_mcp.core.workspace import Workspace
+
+_LOCK_LIMIT_S = 300.0
+_ZERO = 1e-6
+
+log = logging.getLogger(__name__)
+
+
+class Encoder(Protocol):
+    """What the index needs of a model."""
+
+    @property
+    def digest(self) -> str:
+        """Names the model's weights, pooling, normalisation and prompts."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """Length of its vectors."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """(n, dimension) float32, rows of length 1."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class IndexState:
+    """Where the index of one version stands.
+
+    Attributes:
+        indexed: vectors in the collection that serves or, without one, that is being built.
+        to_encode: documents that lack the vector of their present text there.
+        estimate_s: expected seconds to finish, from what encoding has cost here so far; None before the
+            first.
+    """
+
+    version: str
+    state: Literal["missing", "building", "ready"]
+    documents: int
+    indexed: int
+    to_encode: int
+    estimate_s: float | None
+
+
+class VectorIndex:
+    """The collections of one workspace. Thread-safe; Chroma starts at the first use."""
+
+    def __init__(self, workspace: Workspace, db: Database) -> None:
+        self._workspace = workspace
+        self._catalog = Catalog(db)
+        self._chroma = ChromaVectors(ChromaStore(workspace))
+        # Several workspaces may share one remote Chroma.
+        self._prefix = f"ragtune-{hashlib.sha256(workspace.id.encode()).hexdigest()[:8]}-"
+
+    def is_ready(self, version: str) -> bool:
+        """True when the version has a serving collection that holds every document's present text."""
+        ready = self._catalog.find(version, "ready")
+        return ready is not None and self._catalog.is_complete(ready.name)
+
+    def count(self, version: str) -> int:
+        """Vectors in the version's serving collection; 0 without one."""
+        ready = self._catalog.find(version, "ready")
+        return 0 if ready is None else self._catalog.count(ready.name)
+
+    def state(self, version: str) -> IndexState:
+        """Where the index of a version stands and what completing it would cost."""
+        found = self._catalog.find(version, "ready") or self._catalog.find(version, "building")
+        name = found.name if found else ""
+        missing = self._catalog.count_pending(name)
+        cost = self._catalog.seconds_per_text()
+        return IndexState(
+            version=version,
+            state="missing" if found is None else "ready" if found.state == "ready" else "building",
+            documents=self._catalog.count_documents(),
+            indexed=self._catalog.count(name),
+            to_encode=missing,
+            estimate_s=None if cost is None else missing * cost,
+        )
+
+    def query(self, version: str, digest: str, vectors: Vectors, k: int) -> list[list[Neighbour]]:
+        """The nearest documents by cosine.
+
+        Args:
+            version: whose collection to ask.
+            digest: of the model that made `vectors`.
+            vectors: (n, dimension) float32.
+            k: how many for each row.
+
+        Returns:
+            For each row up to k neighbours, best first, ties by id.
+
+        Raises:
+            NotReady: the version has no collection that serves.
+            WrongEmbedder: the collection holds another model's vectors.
+        """
+        collection = self._serving(version)
+        _check_vectors(collection, digest, vectors)
+        try:
+            return self._chroma.query(collection, vectors, k)
+        except VectorsGone:
+            # Another process may have switched to a new collection and dropped this one meanwhile.
+            successor = self._serving(version)
+            if successor.name == collection.name:
+                raise
+            _check_vectors(successor, digest, vectors)
+            return self._chroma.query(successor, vectors, k)
+
+    def usable(self, version: str, digest: str) -> Collection | None:
+        """The version's serving collection when it belongs to this model and Chroma still has it."""
+        ready = self._catalog.find(version, "ready")
+        return ready if ready and ready.digest == digest and self._chroma.exists(ready.name) else None
+
+    @contextmanager
+    def builder(self, digest: str, cancelled: Callable[[], None]) -> Iterator[None]:
+        """Be the only process that builds for this model; waits for another one to finish or die."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self._workspace.build_lock(digest))
+        while not lock.is_locked:
+            cancelled()
+            try:
+                lock.acquire(timeout=0.5)
+            except Timeout:
+                log.debug("another process builds the collection of model %s", digest[:12])
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def begin(self, version: str, encoder: Encoder) -> Collection:
+        """The collection being built for a version; an interrupted build is taken up where it stopped."""
+        found = self._catalog.find(version, "building")
+        if found and found.digest == encoder.digest and self._chroma.exists(found.name):
+            return found
+        if found:
+            self._drop(found.name)
+        name = f"{self._prefix}{encoder.digest[:12]}-{secrets.token_hex(3)}"
+        created = self._catalog.insert(name, version, encoder.digest, encoder.dimension)
+        self._chroma.create(name, self._identity(version, encoder))
+        return created
+
+    def pending(self, collection: Collection) -> list[str]:
+        """Ids of the documents whose present text has no vector there, longest text first."""
+        return self._catalog.pending(collection.name)
+
+    def add(
+        self,
+        collection: Collection,
+        digest: str,
+        documents: Sequence[Document],
+        vectors: Vectors,
+        *,
+        encoded: int,
+        seconds: float,
+    ) -> int:
+        """Write vectors; documents that changed or vanished since they were read are left out.
+
+        Args:
+            collection: where to.
+            digest: of the model that made `vectors`.
+            documents: what was encoded.
+            vectors: (n, dimension) float32 in the same order.
+            encoded: how many were encoded now rather than copied.
+            seconds: what that took.
+
+        Returns:
+            How many were written.
+
+        Raises:
+            WrongEmbedder: the collection belongs to another model.
+            IntegrityError: a vector is not finite or has no direction.
+        """
+        _check_vectors(collection, digest, vectors)
+        with self._writing():
+            current = self._catalog.current([document.doc_id for document in documents])
+            keep = [i for i, d in enumerate(documents) if current.get(d.doc_id) == d.sha256]
+            if keep:
+                rows = [(documents[i].doc_id, documents[i].sha256) for i in keep]
+                self._chroma.upsert(collection, [doc_id for doc_id, _ in rows], vectors[keep])
+                self._catalog.wrote(collection.name, rows, encoded, seconds)
+        return len(keep)
+
+    def remove_orphans(self, collection: Collection) -> int:
+        """Forget the vectors of documents that no longer exist; returns how many."""
+        with self._writing():
+            ids = self._catalog.orphans(collection.name)
+            self._chroma.delete(collection, ids)
+            self._catalog.forgot(collection.name, ids)
+        return len(ids)
+
+    def copies(self, digest: str, hashes: Sequence[str]) -> dict[str, Vectors]:
+        """Vectors that this model has already made of these texts: hash of text -> (dimension,) float32."""
+        twins = self._catalog.twins(digest, hashes)
+        by_name = {collection.name: collection for collection in self._catalog.all()}
+        found: dict[str, Vectors] = {}
+        for name in sorted({twin.collection for twin in twins} & by_name.keys()):
+            text_of = {twin.doc_id: twin.sha256 for twin in twins if twin.collection == name}
+            try:
+                stored = self._chroma.get(by_name[name], list(text_of))
+            except VectorsGone:
+                log.info("%s is gone; its texts are encoded again", name)
+                continue
+            found |= {text_of[doc_id]: vector for doc_id, vector in stored.items()}
+        return found
+
+    def publish(self, collection: Collection) -> bool:
+        """Let a complete collection serve its version.
+
+        Returns:
+            False when it is not complete: documents changed meanwhile, or Chroma lacks what was recorded.
+        """
+        with self._writing():
+            return self._matches_store(collection) and self._catalog.flip(collection)
+
+    def repair(self, collection: Collection) -> None:
+        """Make rows and vectors agree after a crash: what one side lacks, the other forgets."""
+        with self._writing():
+            if self._matches_store(collection):
+                return
+            stored, recorded = self._chroma.ids(collection), self._catalog.ids(collection.name)
+            log.warning("%s: %d vectors, %d recorded; repairing", collection.name, len(stored), len(recorded))
+            self._chroma.delete(collection, sorted(stored - recorded))
+            self._catalog.forgot(collection.name, recorded - stored)
+
+    def prune(self, keep: AbstractCollection[str]) -> list[str]:
+        """Delete superseded collections, those of versions not to be kept, and strays of this workspace.
+
+        Args:
+            keep: versions that serve or may be rolled back to.
+
+        Returns:
+            Names of the deleted collections.
+        """
+        gone = [c.name for c in self._catalog.all() if c.state == "retired" or c.version not in keep]
+        for name in gone:
+            self._drop(name)
+        stored = [name for name in self._chroma.names() if name.startswith(self._prefix)]
+        known = {collection.name for collection in self._catalog.all()}
+        strays = [name for name in stored if name not in known]
+        for name in strays:
+            self._drop(name)
+        return gone + strays
+
+    def _serving(self, version: str) -> Collection:
+        ready = self._catalog.find(version, "ready")
+        if ready is not None:
+            return ready
+        building = self._catalog.find(version, "building")
+        if building is None:
+            raise NotReady(f"There is no index of {version} yet.", hint="Call index_documents first.")
+        done, left = self._catalog.count(building.name), self._catalog.count_pending(building.name)
+        raise NotReady(
+            f"The index of {version} is being built: {done} of {done + left} documents.",
+            hint="Wait for the index job (job_status), or call index_documents when none is running.",
+        )
+
+    def _identity(self, version: str, encoder: Encoder) -> dict[str, str | int | bool]:
+        return {
+            "workspace": self._workspace.id,
+            "version": version,
+            "digest": encoder.digest,
+            "dimension": encoder.dimension,
+        }
+
+    def _drop(self, name: str) -> None:
+        self._chroma.drop(name)
+        self._catalog.delete(name)
+
+    def _matches_store(self, collection: Collection) -> bool:
+        return self._chroma.count(collection) == self._catalog.count(collection.name)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(self._workspace.index_lock, timeout=_LOCK_LIMIT_S, poll_interval=0.01):
+                yield
+        except Timeout as error:
+            raise Conflict(
+                f"Another process has been writing to the index for {_LOCK_LIMIT_S:.0f} s.",
+                hint="Repeat the call.",
+            ) from error
+
+
+def _check_vectors(collection: Collection, digest: str, vectors: Vectors) -> None:
+    if digest != collection.digest:
+        raise WrongEmbedder(
+            f"The index of {collection.version} holds vectors of model {collection.digest[:12]}, "
+            f"but these come from model {digest[:12]}.",
+            hint=REBUILD,
+        )
+    if vectors.ndim != 2 or vectors.shape[1] != collection.dimension:
+        raise WrongEmbedder(
+            f"The index of {collection.version} holds vectors of {collection.dimension} numbers, "
+            f"but these have the shape {vectors.shape}.",
+            hint=REBUILD,
+        )
+    norms = np.linalg.norm(vectors, axis=1)
+    if not np.isfinite(norms).all() or (norms < _ZERO).any():
+        raise IntegrityError(
+            f"Model {digest[:12]} gave a vector that is not finite or has no direction.",
+            hint="Check the model version's files; see list_models.",
+        )

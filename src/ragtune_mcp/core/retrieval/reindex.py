@@ -1,0 +1,233 @@
+"""Keeping the index up to date: plan, apply, and build collections blue/green.
+
+A version's collection is built beside the one that serves, in batches that are each recorded once Chroma has
+confirmed them; a killed build goes on where it stopped. Documents that change meanwhile are caught up
+before one database transaction makes the new collection serve. Afterwards the same code keeps it up to
+date: whatever differs by the hash of its text is encoded again, whatever has gone is forgotten, nothing
+else is touched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ragtune_mcp.core.retrieval.catalog import Collection
+from ragtune_mcp.core.retrieval.chroma import Vectors
+from ragtune_mcp.core.retrieval.conport_items import ItemSource
+from ragtune_mcp.core.retrieval.documents import DocumentStore, IndexPlan
+from ragtune_mcp.core.retrieval.index import Encoder, VectorIndex
+from ragtune_mcp.core.retrieval.sources import read_source
+from ragtune_mcp.core.workspace import Workspace
+
+Progress = Callable[[float, str], None]
+Cancelled = Callable[[], None]
+
+# One batch is encoded, written and recorded at a time: what a kill can cost, and how often progress is told.
+_BATCH = 256
+
+
+class EncoderPool(Protocol):
+    """Loaded encoders by version."""
+
+    def get(self, version: str) -> Encoder:
+        """The encoder of a version.
+
+        Raises:
+            NotReady: it is still loading.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What bringing one collection up to date took.
+
+    Attributes:
+        created: the collection is new, rather than brought up to date.
+        encoded: texts the model encoded.
+        copied: documents whose text the model had encoded before.
+        removed: vectors forgotten.
+        total: vectors now.
+    """
+
+    version: str
+    created: bool
+    encoded: int
+    copied: int
+    removed: int
+    total: int
+    seconds: float
+
+
+def plan_index(
+    workspace: Workspace,
+    documents: DocumentStore,
+    *,
+    paths: Sequence[str] = (),
+    source: str = "files",
+    conport: Callable[[], ItemSource] | None = None,
+) -> IndexPlan:
+    """Read a source and say what indexing it would change; changes nothing.
+
+    Args:
+        workspace: whose files.
+        documents: what is indexed now.
+        paths: for files: globs, folders or files inside the workspace; empty for the whole workspace.
+        source: "files", "conport", or "chroma:<collection>".
+        conport: gives the ConPort client; called only for that source.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InvalidInput: an unknown source, or a path that matches nothing.
+        PathOutsideWorkspace: a path leaves the workspace.
+        ConPortUnavailable: ConPort does not answer.
+        ChromaUnavailable: the user's Chroma does not answer.
+    """
+    return documents.plan(read_source(workspace, source, paths, documents.origins, conport))
+
+
+def apply_plan(
+    plan: IndexPlan,
+    documents: DocumentStore,
+    index: VectorIndex,
+    encoders: EncoderPool,
+    versions: Sequence[str],
+    *,
+    progress: Progress = lambda share, message: None,
+    cancelled: Cancelled = lambda: None,
+) -> list[BuildReport]:
+    """Store a plan's documents and bring the collections of the serving versions up to date.
+
+    Args:
+        plan: what changes.
+        documents: where texts are stored, at once and in one transaction.
+        index: where vectors are stored.
+        encoders: gives each version's encoder.
+        versions: champion and, while a test runs, the other variant; a version without a collection gets one.
+        progress: told (share 0..1, message).
+        cancelled: raises when the work should stop; what is done stays valid.
+
+    Returns:
+        One report a version.
+
+    Raises:
+        NotReady: an encoder is still loading; the documents are stored, and the next call encodes them.
+    """
+    documents.apply(plan)
+    reports = []
+    for n, version in enumerate(versions):
+        report = build_collection(
+            index,
+            documents,
+            version,
+            encoders.get(version),
+            progress=lambda share, message, n=n: progress((n + share) / len(versions), message),  # type: ignore[misc]
+            cancelled=cancelled,
+        )
+        reports.append(report)
+    return reports
+
+
+def build_collection(
+    index: VectorIndex,
+    documents: DocumentStore,
+    version: str,
+    encoder: Encoder,
+    *,
+    progress: Progress = lambda share, message: None,
+    cancelled: Cancelled = lambda: None,
+) -> BuildReport:
+    """Make the version's collection complete: build it where there is none, else encode only what changed.
+
+    Searches see the former collection, or none, until the new one is complete. Safe to run in several
+    processes at once, to kill at any point and to repeat.
+
+    Args:
+        index: where vectors are stored.
+        documents: what to index.
+        version: whose collection.
+        encoder: that version's document encoder.
+        progress: told (share 0..1, message).
+        cancelled: raises when the work should stop; what is done is kept and taken up by the next call.
+
+    Returns:
+        What was done.
+    """
+    started = time.perf_counter()
+    work = _Work(index, documents, encoder, progress, cancelled)
+    ready = index.usable(version, encoder.digest)
+    if ready is not None:
+        work.catch_up(ready)
+        return work.report(ready, created=False, seconds=time.perf_counter() - started)
+    with index.builder(encoder.digest, cancelled):
+        ready = index.usable(version, encoder.digest)
+        collection = ready or index.begin(version, encoder)
+        work.catch_up(collection)
+        while ready is None and not index.publish(collection):
+            index.repair(collection)
+            work.catch_up(collection)
+    return work.report(collection, created=ready is None, seconds=time.perf_counter() - started)
+
+
+class _Work:
+    """One run of encoding into one collection, with its counters."""
+
+    def __init__(
+        self,
+        index: VectorIndex,
+        documents: DocumentStore,
+        encoder: Encoder,
+        progress: Progress,
+        cancelled: Cancelled,
+    ) -> None:
+        self._index = index
+        self._documents = documents
+        self._encoder = encoder
+        self._progress = progress
+        self._cancelled = cancelled
+        self._encoded = self._copied = self._removed = 0
+
+    def catch_up(self, collection: Collection) -> None:
+        """Encode what the collection lacks until nothing is left, and forget what has gone."""
+        self._cancelled()
+        self._index.repair(collection)
+        self._removed += self._index.remove_orphans(collection)
+        while pending := self._index.pending(collection):
+            for start in range(0, len(pending), _BATCH):
+                self._cancelled()
+                self._write(collection, pending[start : start + _BATCH])
+                done = min(start + _BATCH, len(pending))
+                self._progress(
+                    done / len(pending),
+                    f"{done} of {len(pending)} documents encoded for {collection.version}",
+                )
+
+    def report(self, collection: Collection, *, created: bool, seconds: float) -> BuildReport:
+        """The counters so far."""
+        total = self._index.count(collection.version)
+        return BuildReport(
+            collection.version, created, self._encoded, self._copied, self._removed, total, round(seconds, 3)
+        )
+
+    def _write(self, collection: Collection, ids: Sequence[str]) -> None:
+        batch = list(self._documents.documents(ids).values())
+        hashes = [document.sha256 for document in batch]
+        known = self._index.copies(self._encoder.digest, list(dict.fromkeys(hashes)))
+        fresh = {h: d.text for h, d in zip(hashes, batch, strict=True) if h not in known}
+        started = time.perf_counter()
+        if fresh:
+            known |= dict(zip(fresh, self._encoder.encode(list(fresh.values())), strict=True))
+        seconds = time.perf_counter() - started
+        if not batch:
+            return
+        vectors: Vectors = np.stack([known[h] for h in hashes])
+        self._index.add(collection, self._encoder.digest, batch, vectors, encoded=len(fresh), seconds=seconds)
+        self._encoded += len(fresh)
+        self._copied += len(batch) - len(fresh)

@@ -1,0 +1,134 @@
+"""Queries to ranked documents."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ragtune_mcp.core.dataset.pairs import Hit
+from ragtune_mcp.core.errors import NotReady
+from ragtune_mcp.core.retrieval.chroma import Neighbour, Vectors
+from ragtune_mcp.core.retrieval.documents import DocumentStore
+from ragtune_mcp.core.retrieval.index import Encoder, VectorIndex
+from ragtune_mcp.core.retrieval.reindex import EncoderPool
+
+# Asked for beyond k: documents deleted since the last sync still have a vector, and ties at rank k need
+# their ids.
+_MARGIN = 8
+_CACHED_QUERIES = 2048
+
+
+class SearchHit(NamedTuple):
+    """One result: rank from 1, score the cosine in [-1, 1], source the file or item it comes from."""
+
+    id: str
+    text: str
+    source: str
+    rank: int
+    score: float
+
+
+class Searcher:
+    """Searches the collection of a version with that version's encoder. Thread-safe."""
+
+    def __init__(self, index: VectorIndex, documents: DocumentStore, encoders: EncoderPool) -> None:
+        self._index = index
+        self._documents = documents
+        self._encoders = encoders
+        self._cache = _QueryCache()
+
+    def search(self, version: str, query: str, k: int) -> list[SearchHit]:
+        """The k documents nearest to a query.
+
+        Args:
+            version: the model version that ranks.
+            query: text.
+            k: how many, at least 1.
+
+        Returns:
+            Up to k hits, best first, ties by id, with their full present texts.
+
+        Raises:
+            NotReady: the encoder is loading, or the version has no index yet.
+            WrongEmbedder: the index was made by another model.
+        """
+        return self.search_all(version, [query], k)[0]
+
+    def search_all(self, version: str, queries: Sequence[str], k: int) -> list[list[SearchHit]]:
+        """`search` for many queries at once, in their order."""
+        if not queries:
+            return []
+        if self._documents.count() == 0:
+            raise NotReady("No documents are indexed yet.", hint="Call index_documents first.")
+        encoder = self._encoders.get(version)
+        vectors = self._cache.encode(encoder, queries)
+        neighbours = self._index.query(version, encoder.digest, vectors, k + _MARGIN)
+        found = self._resolve(neighbours, k)
+        short = [i for i, hits in enumerate(found) if len(hits) < min(k, len(neighbours[i]))]
+        if short:
+            # Many deleted documents stood in the way; ask once for everything rather than answer short.
+            wider = self._index.query(
+                version, encoder.digest, vectors[short], max(k, self._index.count(version))
+            )
+            for i, hits in zip(short, self._resolve(wider, k), strict=True):
+                found[i] = hits
+        return found
+
+    def corpus(self, version: str) -> IndexedCorpus:
+        """The documents as one version ranks them, for mining negatives."""
+        return IndexedCorpus(self, self._documents, version)
+
+    def _resolve(self, neighbours: Sequence[Sequence[Neighbour]], k: int) -> list[list[SearchHit]]:
+        documents = self._documents.documents(n.doc_id for row in neighbours for n in row)
+        found = []
+        for row in neighbours:
+            present = [(documents[n.doc_id], n.score) for n in row if n.doc_id in documents][:k]
+            found.append(
+                [SearchHit(d.doc_id, d.text, d.origin, r, score) for r, (d, score) in enumerate(present, 1)]
+            )
+        return found
+
+
+class IndexedCorpus:
+    """The live index as the data set stage sees it (`dataset.pairs.Corpus`)."""
+
+    def __init__(self, searcher: Searcher, documents: DocumentStore, version: str) -> None:
+        self._searcher = searcher
+        self._documents = documents
+        self.version = version
+
+    def texts(self, ids: Iterable[str]) -> dict[str, str]:
+        """Id -> current text, for the ids that exist."""
+        return self._documents.texts(ids)
+
+    def nearest(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """The k documents nearest to each query, best first."""
+        found = self._searcher.search_all(self.version, queries, k)
+        return [[Hit(hit.id, hit.text, hit.score) for hit in hits] for hits in found]
+
+
+class _QueryCache:
+    """Vectors of the latest queries by (model digest, text): agents repeat themselves."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._vectors: OrderedDict[tuple[str, str], Vectors] = OrderedDict()
+
+    def encode(self, encoder: Encoder, queries: Sequence[str]) -> Vectors:
+        """(n, dimension) float32, encoding only what is not remembered."""
+        digest = encoder.digest
+        with self._lock:
+            known = {q: self._vectors[digest, q] for q in queries if (digest, q) in self._vectors}
+        missing = list(dict.fromkeys(q for q in queries if q not in known))
+        if missing:
+            known |= dict(zip(missing, encoder.encode(missing), strict=True))
+        with self._lock:
+            for query in missing[-_CACHED_QUERIES:]:
+                self._vectors[digest, query] = known[query]
+            while len(self._vectors) > _CACHED_QUERIES:
+                self._vectors.popitem(last=False)
+        return np.stack([known[q] for q in queries])
