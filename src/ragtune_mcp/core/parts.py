@@ -7,6 +7,7 @@ from functools import cached_property
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import NotReady
 from ragtune_mcp.core.experiment.outcomes import Outcomes, Recorded
+from ragtune_mcp.core.experiment.report import AbReport
 from ragtune_mcp.core.experiment.serving import SearchService
 from ragtune_mcp.core.experiment.trials import TrialStore
 from ragtune_mcp.core.feedback.conport import ConPortClient
@@ -35,6 +36,7 @@ class Parts:
         self.documents = DocumentStore(self.db)
         self.trials = TrialStore(self.db)
         self.outcomes = Outcomes(self.db, self.trials, publish=self._publish)
+        self.ab_report = AbReport(self.db, self.trials)
 
     @cached_property
     def conport(self) -> ConPortClient:

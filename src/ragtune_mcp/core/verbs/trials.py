@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
-from ragtune_mcp.core.clock import to_iso, utc_now
+from ragtune_mcp.core.clock import to_iso
 from ragtune_mcp.core.errors import FeatureDisabled, GateBlocked, InvalidInput, NotReady
 from ragtune_mcp.core.experiment.plot import effect_svg
-from ragtune_mcp.core.experiment.report import results, summary
+from ragtune_mcp.core.experiment.report import Reading, summary
 from ragtune_mcp.core.experiment.trials import Trial
 from ragtune_mcp.core.models.registry import ModelVersion
-from ragtune_mcp.core.results import AbResults, AbTestStarted
+from ragtune_mcp.core.results import AbResults, AbTestStarted, Recommendation, VariantMetrics
 from ragtune_mcp.core.verbs.training import TrainingVerbs
 
 METRICS = ("response_quality", "relevance_score", "user_satisfaction")
@@ -67,7 +68,7 @@ class TrialVerbs(TrainingVerbs):
 
     def ab_results(self, test_id: str = "") -> AbResults:
         """Where a test stands now; may be read after every rating without inflating its error rates."""
-        answer = results(self.db, self.trials, self._trial_id(test_id), self.settings, utc_now())
+        answer = _result(self.ab_report.results(test_id))
         if answer.status != "active":
             self._log_trial(self.trials.get(answer.test_id), answer.model_dump(mode="json"))
         return answer
@@ -84,7 +85,7 @@ class TrialVerbs(TrainingVerbs):
         identifier = self._trial_id(test_id)
         target = self.workspace.plots / f"{identifier}.svg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(effect_svg(self.db, self.trials, identifier), encoding="utf-8")
+        target.write_text(effect_svg(self.trials.get(identifier), self.ab_report.evidence(identifier)), encoding="utf-8")
         return target
 
     def require_gate(self, model: ModelVersion, force: bool, reason: str) -> str:
@@ -134,3 +135,39 @@ class TrialVerbs(TrainingVerbs):
 
     def _log_trial(self, trial: Trial, outcome: dict[str, object]) -> None:
         self.outbox.put_custom_data("ABTests", trial.test_id, {**summary(trial), **outcome})
+
+
+def _result(reading: Reading) -> AbResults:
+    effect = reading.effect
+    return AbResults(
+        test_id=reading.test_id,
+        status=reading.status,
+        mode=reading.mode,
+        baseline_model=reading.baseline_version,
+        test_model=reading.test_version,
+        baseline_metrics=VariantMetrics(**_short(reading.baseline_metrics)),
+        test_metrics=VariantMetrics(**_short(reading.test_metrics)),
+        statistical_significance=reading.statistical_significance,
+        p_value=_short(reading.p_value),
+        p_value_valid=reading.p_value_valid,
+        p_anytime=_short(reading.p_anytime),
+        effect={name: _short(getattr(effect, name)) for name in effect.__slots__},
+        srm=_short(reading.srm),
+        guardrails=dict(reading.guardrails),
+        health={"feedback_rate": _short(reading.health["feedback_rate"]), **reading.tallies},
+        recommendation=cast(Recommendation, reading.recommendation),
+        reasons=[*reading.reasons, *reading.warnings],
+        needed=dict(reading.need),
+        next_step=reading.next_step,
+    )
+
+
+def _short(value: Any) -> Any:
+    """Floats to 4 significant digits, also inside mappings and pairs: a report is read, not computed with."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, Mapping):
+        return {name: _short(entry) for name, entry in value.items()}
+    if isinstance(value, tuple):
+        return [_short(entry) for entry in value]
+    return value
