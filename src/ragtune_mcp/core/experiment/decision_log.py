@@ -1,0 +1,78 @@
+"""The append-only log of decisions; the final one of a test is latched and can never be flipped."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from datetime import datetime
+
+from ragtune_mcp.core.clock import to_iso
+from ragtune_mcp.core.experiment.decision import Decision, Recommendation
+from ragtune_mcp.core.experiment.trials import Trial, end_trial
+
+BREAKER_IN_A_ROW = 3
+BREAKER_SHARE = 0.05
+BREAKER_MIN_SEARCHES = 20
+
+
+def final_decision(conn: sqlite3.Connection, test_id: str) -> Decision | None:
+    """The latched decision of a test, None while there is none."""
+    row = conn.execute("SELECT * FROM decisions WHERE test_id = ? AND is_final = 1", (test_id,)).fetchone()
+    if row is None:
+        return None
+    return Decision(Recommendation(row["recommendation"]), tuple(json.loads(row["reasons"])), is_final=True)
+
+
+def log_decision(
+    conn: sqlite3.Connection,
+    trial: Trial,
+    decision: Decision,
+    at: datetime,
+    *,
+    n: int,
+    p_anytime: float | None = None,
+    p_value: float | None = None,
+) -> None:
+    """Append a decision that differs from the last one, or is final; a final one ends the running test.
+
+    Args:
+        conn: a connection inside a transaction.
+        trial: the test.
+        decision: what was decided.
+        at: when.
+        n: rated units it rests on.
+        p_anytime: always-valid p at that time.
+        p_value: fixed-horizon p at that time.
+    """
+    last = conn.execute(
+        "SELECT recommendation FROM decisions WHERE test_id = ? ORDER BY seq DESC LIMIT 1", (trial.test_id,)
+    ).fetchone()
+    if not decision.is_final and last is not None and last["recommendation"] == decision.recommendation:
+        return
+    conn.execute(
+        "INSERT INTO decisions (test_id, at, recommendation, reasons, n, p_anytime, p_value, is_final)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            trial.test_id, to_iso(at), decision.recommendation, json.dumps(decision.reasons), n,
+            p_anytime, p_value, int(decision.is_final),
+        ),
+    )  # fmt: skip
+    if decision.is_final:
+        end_trial(conn, trial, "completed", at, "decision")
+
+
+def break_circuit(conn: sqlite3.Connection, trial: Trial, at: datetime) -> None:
+    """After a failure of the test version: end the test after 3 in a row or over 5 % of at least 20."""
+    rows = conn.execute(
+        "SELECT failure FROM answers a JOIN exposures e ON e.seq = a.exposure_seq"
+        " WHERE a.test_id = ? AND e.assigned != 'baseline' ORDER BY a.seq DESC",
+        (trial.test_id,),
+    ).fetchall()
+    failed = sum(1 for row in rows if row["failure"])
+    in_a_row = len(rows) >= BREAKER_IN_A_ROW and all(row["failure"] for row in rows[:BREAKER_IN_A_ROW])
+    too_many = len(rows) >= BREAKER_MIN_SEARCHES and failed > BREAKER_SHARE * len(rows)
+    if not (in_a_row or too_many) or final_decision(conn, trial.test_id) is not None:
+        return
+    why = f"{BREAKER_IN_A_ROW} in a row" if in_a_row else f"over {BREAKER_SHARE:.0%}"
+    reason = f"circuit breaker: the test model failed on {failed} of {len(rows)} searches ({why})"
+    log_decision(conn, trial, Decision(Recommendation.KEEP, (reason,), is_final=True), at, n=0)

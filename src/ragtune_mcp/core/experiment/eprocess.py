@@ -1,0 +1,319 @@
+"""Evidence that stays valid when it is read after every rating.
+
+A betting e-process on the randomised difference of two arms, its confidence sequence, and the same
+mixture for values with mean 0 under the null (interleaving credit). Under the null the e-value is a
+nonnegative martingale that starts at 1, so P(it ever reaches 1/a) <= a (Ville): however often it is read,
+under drift, with any number of units.
+
+Source: Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables by betting"; a mixture
+over a fixed grid of bets instead of tuned ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+ARM_BETS: Array = np.array([-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+CREDIT_BETS: Array = np.array([t / 10 for t in range(-9, 10) if t])
+HARM_E_VALUE = 20.0
+HARM_MIN_PER_ARM = 10
+_CHUNK = 32
+_SHRINK = 5.0
+
+
+def _log_mean_exp(log_values: Array) -> Array:
+    top = log_values.max(axis=-1, keepdims=True)
+    means: Array = np.log(np.exp(log_values - top).mean(axis=-1)) + top[..., 0]
+    return means
+
+
+@dataclass(slots=True)
+class Mixture:
+    """Wealth of a grid of constant bets on a sequence in [-1, 1] whose conditional mean is 0 under the null.
+
+    Attributes:
+        bets: symmetric grid, negatives first; the two-sided e-value averages all, a one-sided one its half.
+        log_wealth: log of each bet's wealth.
+        sup: largest log e-value (two-sided) so far, from 0 for the empty sequence.
+        last_greater: log e-value of the upper side now.
+    """
+
+    bets: Array
+    log_wealth: Array = field(default_factory=lambda: np.zeros(0))
+    sup: float = 0.0
+    last_greater: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.log_wealth.size:
+            self.log_wealth = np.zeros(len(self.bets))
+
+    def extend(self, steps: Array) -> Array:
+        """Bet on further values.
+
+        Args:
+            steps: (n,) values in [-1, 1], in arrival order.
+
+        Returns:
+            (n, 3): log e-values after each value: two-sided, less, greater.
+        """
+        if not len(steps):
+            return np.zeros((0, 3))
+        half = len(self.bets) // 2
+        wealth = self.log_wealth + np.cumsum(np.log1p(steps[:, None] * self.bets), axis=0)
+        path = np.stack(
+            [_log_mean_exp(wealth), _log_mean_exp(wealth[:, :half]), _log_mean_exp(wealth[:, half:])], axis=1
+        )
+        self.log_wealth = wealth[-1]
+        self.sup = max(self.sup, float(path[:, 0].max()))
+        self.last_greater = float(path[-1, 2])
+        return path
+
+    @property
+    def p_anytime(self) -> float:
+        """Always-valid p-value: 1 over the largest e-value so far, at most 1."""
+        return float(min(1.0, np.exp(-self.sup)))
+
+
+@dataclass(slots=True)
+class Predictor:
+    """Mean of the values before each one, which bets are made against; prior 0.5 with weight 2.
+
+    With a covariate z the prediction moves along the regression of y on z over the earlier units only
+    (CUPED-like), so it stays predictable.
+    """
+
+    n: int = 0
+    y: float = 0.0
+    z: float = 0.0
+    zz: float = 0.0
+    zy: float = 0.0
+
+    def extend(self, y: Array, z: Array | None = None) -> Array:
+        """Predict each of the next values from those before it.
+
+        Args:
+            y: (n,) scaled values in [0, 1], in arrival order.
+            z: (n,) covariate known independently of the arm, roughly unit variance; None for none.
+
+        Returns:
+            (n,) predictions in (0, 1).
+        """
+        before = np.arange(self.n, self.n + len(y), dtype=float)
+        prior_y = self.y + np.concatenate(([0.0], np.cumsum(y)[:-1])) if len(y) else np.zeros(0)
+        m: Array = (1.0 + prior_y) / (before + 2.0)
+        if z is not None and len(y):
+            m = self._adjusted(m, before, prior_y, y, z)
+        self.n += len(y)
+        self.y += float(np.sum(y))
+        return m
+
+    def _adjusted(self, m: Array, before: Array, prior_y: Array, y: Array, z: Array) -> Array:
+        def prior(start: float, values: Array) -> Array:
+            sums: Array = start + np.concatenate(([0.0], np.cumsum(values)[:-1]))
+            return sums
+
+        prior_z, prior_zz, prior_zy = prior(self.z, z), prior(self.zz, z * z), prior(self.zy, z * y)
+        count = np.maximum(before, 1.0)
+        sxx = prior_zz - prior_z**2 / count
+        sxy = prior_zy - prior_z * prior_y / count
+        beta = np.where(before >= 10, sxy / (sxx + _SHRINK), 0.0)
+        self.z += float(z.sum())
+        self.zz += float((z * z).sum())
+        self.zy += float((z * y).sum())
+        adjusted: Array = np.clip(m + beta * (z - prior_z / count), 0.02, 0.98)
+        return np.where(before >= 10, adjusted, m)
+
+
+def _steps(y: Array, w: Array, p: Array, m: Array, d0: Array | float) -> Array:
+    """Section 3 of the method: the scaled, centred product of assignment and outcome, in [-1, 1]."""
+    q = p * (1.0 - p)
+    x = (w - p) * (y - m) - q * d0
+    b = np.maximum(m, 1.0 - m) * np.maximum(p, 1.0 - p) + q * np.abs(d0)
+    steps: Array = x / b
+    return steps
+
+
+@dataclass(slots=True)
+class ArmProcess:
+    """The e-process of one metric: do the arms differ, and is the test arm harmed?
+
+    Attributes:
+        lo: smallest value of the metric.
+        hi: largest.
+        n_arm: rated units of the baseline and the test arm.
+        sup_harm: largest log e-value of "test is worse", once both arms had 10 units.
+    """
+
+    lo: float
+    hi: float
+    predictor: Predictor = field(default_factory=Predictor)
+    mixture: Mixture = field(default_factory=lambda: Mixture(ARM_BETS))
+    n_arm: list[int] = field(default_factory=lambda: [0, 0])
+    sup_harm: float = 0.0
+
+    def extend(
+        self, values: Array, in_test: Array, propensity: Array, covariate: Array | None = None
+    ) -> Array:
+        """Add units in arrival order.
+
+        Args:
+            values: (n,) metric values in [lo, hi].
+            in_test: (n,) 1.0 for the test arm, 0.0 for the baseline.
+            propensity: (n,) logged probability of the test arm, in (0, 1).
+            covariate: (n,) or None, see `Predictor`.
+
+        Returns:
+            (n, 3) log e-values after each unit: two-sided, less, greater.
+        """
+        y = (values - self.lo) / (self.hi - self.lo)
+        m = self.predictor.extend(y, covariate)
+        path = self.mixture.extend(_steps(y, in_test, propensity, m, 0.0))
+        if len(y):
+            n_test = self.n_arm[1] + np.cumsum(in_test)
+            n_base = self.n_arm[0] + np.cumsum(1.0 - in_test)
+            enough = (n_test >= HARM_MIN_PER_ARM) & (n_base >= HARM_MIN_PER_ARM)
+            if enough.any():
+                self.sup_harm = max(self.sup_harm, float(path[enough, 1].max()))
+            self.n_arm = [int(n_base[-1]), int(n_test[-1])]
+        return path
+
+    @property
+    def p_anytime(self) -> float:
+        """Always-valid two-sided p-value."""
+        return self.mixture.p_anytime
+
+    @property
+    def is_harmed(self) -> bool:
+        """Whether the evidence that the test arm is worse ever reached 20 to 1 with 10 units in each arm."""
+        return bool(self.sup_harm >= np.log(HARM_E_VALUE))
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain numbers, exact under JSON."""
+        p = self.predictor
+        return {
+            "bounds": [self.lo, self.hi],
+            "predictor": [p.n, p.y, p.z, p.zz, p.zy],
+            "wealth": self.mixture.log_wealth.tolist(),
+            "sup": [self.mixture.sup, self.sup_harm, self.mixture.last_greater],
+            "n_arm": self.n_arm,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """The inverse of `to_state`."""
+        sup, sup_harm, greater = state["sup"]
+        return cls(
+            lo=state["bounds"][0],
+            hi=state["bounds"][1],
+            predictor=Predictor(*state["predictor"]),
+            mixture=Mixture(ARM_BETS, np.array(state["wealth"]), sup, greater),
+            n_arm=list(state["n_arm"]),
+            sup_harm=sup_harm,
+        )
+
+
+@dataclass(slots=True)
+class ConfidenceSequence:
+    """An interval for mean(test) - mean(baseline) that covers at all times at once, at level 1 - alpha.
+
+    Every difference on a grid is tested by its own e-process; one that was ever rejected stays out, so the
+    work falls as the interval narrows.
+
+    Attributes:
+        lo: smallest value of the metric.
+        hi: largest.
+        step: grid step in units of the metric.
+        low: lower end of the hull of what is not rejected.
+        high: upper end.
+    """
+
+    lo: float
+    hi: float
+    step: float
+    alpha: float = 0.05
+    low: float = field(init=False)
+    high: float = field(init=False)
+    predictor: Predictor = field(default_factory=Predictor)
+    grid: Array = field(init=False)
+    log_wealth: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        width = self.hi - self.lo
+        half = round(width / self.step)
+        self.grid = np.arange(-half, half + 1, dtype=np.float64) * self.step
+        self.log_wealth = np.zeros((len(self.grid), len(ARM_BETS)))
+        self.low, self.high = -width, width
+
+    def extend(
+        self, values: Array, in_test: Array, propensity: Array, covariate: Array | None = None
+    ) -> None:
+        """Add units in arrival order; arguments as in `ArmProcess.extend`."""
+        y = (values - self.lo) / (self.hi - self.lo)
+        m = self.predictor.extend(y, covariate)
+        for start in range(0, len(y), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            self._extend_chunk(y[part, None], in_test[part, None], propensity[part, None], m[part, None])
+
+    def _extend_chunk(self, y: Array, w: Array, p: Array, m: Array) -> None:
+        if not len(self.grid):
+            return
+        steps = _steps(y, w, p, m, self.grid / (self.hi - self.lo))
+        wealth = self.log_wealth + np.cumsum(np.log1p(steps[:, :, None] * ARM_BETS), axis=0)
+        alive = _log_mean_exp(wealth).max(axis=0) < -np.log(self.alpha)
+        self.grid, self.log_wealth = self.grid[alive], wealth[-1, alive]
+        if len(self.grid):
+            self.low, self.high = float(self.grid[0]), float(self.grid[-1])
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain numbers, exact under JSON."""
+        p = self.predictor
+        return {
+            "bounds": [self.lo, self.hi, self.step, self.alpha],
+            "hull": [self.low, self.high],
+            "predictor": [p.n, p.y, p.z, p.zz, p.zy],
+            "grid": self.grid.tolist(),
+            "wealth": self.log_wealth.tolist(),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """The inverse of `to_state`."""
+        lo, hi, step, alpha = state["bounds"]
+        made = cls(lo, hi, step, alpha, predictor=Predictor(*state["predictor"]))
+        made.low, made.high = state["hull"]
+        made.grid = np.array(state["grid"], dtype=float)
+        made.log_wealth = np.array(state["wealth"], dtype=float).reshape(len(made.grid), len(ARM_BETS))
+        return made
+
+
+def arm_e_values(
+    values: Sequence[float],
+    in_test: Sequence[float],
+    propensity: Sequence[float] | float,
+    bounds: tuple[float, float],
+    covariate: Sequence[float] | None = None,
+) -> Array:
+    """The whole path of `ArmProcess` at once.
+
+    Args:
+        values: metric values in arrival order.
+        in_test: 1 for the test arm, 0 for the baseline, per unit.
+        propensity: logged probability of the test arm, per unit or one for all.
+        bounds: smallest and largest value of the metric.
+        covariate: per unit, or None.
+
+    Returns:
+        (n, 3) e-values after each unit: two-sided, less, greater.
+    """
+    p = np.broadcast_to(np.asarray(propensity, dtype=float), (len(values),))
+    z = None if covariate is None else np.asarray(covariate, dtype=float)
+    path = ArmProcess(*bounds).extend(np.asarray(values, dtype=float), np.asarray(in_test, dtype=float), p, z)
+    e_values: Array = np.exp(path)
+    return e_values

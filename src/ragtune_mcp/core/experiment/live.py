@@ -1,0 +1,95 @@
+"""Keeps a test's running statistics up to date: in memory, with a checkpoint for new processes."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from datetime import datetime
+
+from ragtune_mcp.core.clock import to_iso, utc_now
+from ragtune_mcp.core.database import Database
+from ragtune_mcp.core.experiment.evidence import Evidence
+from ragtune_mcp.core.experiment.ledger import answers_since, changes_since, exposures_since, newest_outcome
+from ragtune_mcp.core.experiment.trials import Trial
+
+_CHECKPOINT_EVENTS = 500
+
+
+class LiveEvidence:
+    """The evidence of each test, advanced by what was logged since it was last looked at.
+
+    Args:
+        db: the workspace's database.
+        with_ramp: also count feedback on the ramp after a win; then nothing is checkpointed.
+    """
+
+    def __init__(self, db: Database, *, with_ramp: bool = False) -> None:
+        self._db = db
+        self._with_ramp = with_ramp
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[Evidence, int]] = {}
+
+    def advance(self, trial: Trial, settled_before: datetime | None) -> Evidence:
+        """Take in what is new and mark it as read; must run inside a transaction.
+
+        Args:
+            trial: the test.
+            settled_before: take in feedback only up to this moment; None for all of it.
+
+        Returns:
+            The evidence; owned by this object, not to be changed.
+        """
+        conn = self._db.connection
+        with self._lock:
+            # Taken out while it changes: a failure must not leave it half advanced.
+            known = self._known.pop(trial.test_id) if trial.test_id in self._known else None
+            evidence, saved_at = known or self._load(conn, trial)
+            self._take_in(conn, trial, evidence, settled_before)
+            if not self._with_ramp:
+                saved_at = self._save(conn, trial, evidence, saved_at)
+            self._known[trial.test_id] = (evidence, saved_at)
+        return evidence
+
+    def forget(self) -> None:
+        """Drop what is held in memory; the next look starts from the checkpoint."""
+        with self._lock:
+            self._known.clear()
+
+    def _load(self, conn: sqlite3.Connection, trial: Trial) -> tuple[Evidence, int]:
+        is_interleaved = trial.mode == "interleave"
+        row = conn.execute(
+            "SELECT state FROM trial_checkpoints WHERE test_id = ?", (trial.test_id,)
+        ).fetchone()
+        if row is None or self._with_ramp:
+            return Evidence.empty(trial.metrics[0], is_interleaved=is_interleaved), 0
+        evidence = Evidence.from_state(
+            trial.metrics[0], json.loads(row["state"]), is_interleaved=is_interleaved
+        )
+        return evidence, sum(evidence.seqs)
+
+    def _take_in(
+        self, conn: sqlite3.Connection, trial: Trial, evidence: Evidence, settled_before: datetime | None
+    ) -> None:
+        test_id = trial.test_id
+        evidence.add_exposures(exposures_since(conn, test_id, evidence.seqs[0]))
+        evidence.add_answers(answers_since(conn, test_id, evidence.seqs[1]))
+        upto = newest_outcome(conn, test_id, evidence.seqs[2], settled_before)
+        if upto > evidence.seqs[2]:
+            changes = changes_since(conn, test_id, evidence.seqs[2], upto, with_ramp=self._with_ramp)
+            evidence.add_ratings(changes, upto)
+
+    def _save(self, conn: sqlite3.Connection, trial: Trial, evidence: Evidence, saved_at: int) -> int:
+        if evidence.seqs[2] > trial.read_seq:
+            conn.execute(
+                "UPDATE trials SET read_seq = ? WHERE test_id = ?", (evidence.seqs[2], trial.test_id)
+            )
+        position = sum(evidence.seqs)
+        if position - saved_at < _CHECKPOINT_EVENTS:
+            return saved_at
+        conn.execute(
+            "INSERT INTO trial_checkpoints VALUES (?, ?, ?) ON CONFLICT (test_id)"
+            " DO UPDATE SET at = excluded.at, state = excluded.state",
+            (trial.test_id, to_iso(utc_now()), json.dumps(evidence.to_state())),
+        )
+        return position

@@ -1,0 +1,245 @@
+"""The results of a test: a pure function of its event log and the clock; a final decision is latched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ragtune_mcp.core.clock import to_iso, utc_now
+from ragtune_mcp.core.database import Database
+from ragtune_mcp.core.experiment.decision import Decision, Facts, Recommendation, decide
+from ragtune_mcp.core.experiment.decision_log import final_decision, log_decision
+from ragtune_mcp.core.experiment.evidence import Evidence
+from ragtune_mcp.core.experiment.findings import Findings, Pair, findings_of, remaining_text
+from ragtune_mcp.core.experiment.live import LiveEvidence
+from ragtune_mcp.core.experiment.outcomes import EDIT_WINDOW
+from ragtune_mcp.core.experiment.trials import Trial, TrialStore
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """Effect on the primary metric, test - baseline; intervals are (low, high) at 95 %.
+
+    In interleave mode the metric is the delta-DCG credit of a query, in [-1, 1].
+    """
+
+    metric: str
+    difference: float | None
+    ci95_fixed: tuple[float, float] | None
+    ci95_anytime: tuple[float, float] | None
+    hedges_g: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What `ab_results` tells.
+
+    Attributes:
+        status: active, completed or stopped (a ramp after a win shows as completed).
+        statistical_significance: the p-value that may be used now is below its level: p_anytime while the
+            test runs, also p_value at the planned end.
+        p_value: fixed-horizon Welch test; `p_value_valid` only at the planned end.
+        p_anytime: valid however often it is read.
+        srm: {"e_value", "p", "alarm"}: does the assignment follow the split?
+        need: rated units still missing in each arm for 80 % power at the reference effect.
+        secondary: Holm-adjusted p of the other metrics.
+        health: (baseline, test) of rates and latencies.
+        tallies: feedback that was refused, repeated, edited or late.
+    """
+
+    test_id: str
+    status: str
+    mode: str
+    baseline_version: str
+    test_version: str
+    baseline_metrics: Mapping[str, float | int | None]
+    test_metrics: Mapping[str, float | int | None]
+    statistical_significance: bool
+    p_value: float | None
+    p_value_valid: bool
+    p_anytime: float
+    effect: Effect
+    srm: Mapping[str, float | bool]
+    guardrails: Mapping[str, str]
+    secondary: Mapping[str, float]
+    health: Mapping[str, Pair]
+    recommendation: str
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+    next_step: str
+    need: Mapping[str, int]
+    tallies: Mapping[str, int]
+    minimum_detectable_effect: float
+    start_time: datetime
+    estimated_end_time: datetime
+    ended_at: datetime | None
+
+
+class AbReport:
+    """Reads tests: results on demand, and a watch that decides without being asked.
+
+    Args:
+        db: the workspace's database.
+        trials: its tests.
+        clock: the present moment.
+    """
+
+    def __init__(self, db: Database, trials: TrialStore, *, clock: Callable[[], datetime] = utc_now) -> None:
+        self._db = db
+        self._trials = trials
+        self._clock = clock
+        self._live = LiveEvidence(db)
+
+    def results(self, test_id: str = "") -> Reading:
+        """The results now; reading them as often as one likes does not spend any error probability.
+
+        A final decision is latched: it ends the test and no later call can change it.
+
+        Args:
+            test_id: "" for the latest test.
+
+        Returns:
+            The results.
+
+        Raises:
+            UnknownId: no such test.
+        """
+        with self._db.transaction():
+            trial = self._trials.get(test_id) if test_id else self._trials.latest()
+            return self._read(trial, settled_before=None)
+
+    def monitor(self) -> Reading | None:
+        """Look at the running test unasked, after feedback, so that harm or a win ends it at once.
+
+        Uses only feedback that can no longer be edited, and leaves the look at the planned end to `results`
+        until late feedback can no longer arrive.
+
+        Returns:
+            The results, None while no test is due for a look.
+        """
+        now = self._clock()
+        with self._db.transaction() as conn:
+            trial = self._trials.active()
+            if trial is None:
+                row = conn.execute("SELECT test_id FROM trials ORDER BY rowid DESC LIMIT 1").fetchone()
+                trial = self._trials.get(row["test_id"]) if row else None
+                if trial is None or now <= trial.grace_ends_at or final_decision(conn, trial.test_id):
+                    return None
+            return self._read(trial, settled_before=now - EDIT_WINDOW)
+
+    def evidence(self, test_id: str) -> Evidence:
+        """The running statistics behind the results, for plots and reports."""
+        with self._db.transaction():
+            return self._live.advance(self._trials.get(test_id), None)
+
+    def _read(self, trial: Trial, settled_before: datetime | None) -> Reading:
+        conn = self._db.connection
+        evidence = self._live.advance(trial, settled_before)
+        found = findings_of(trial, evidence)
+        latched = final_decision(conn, trial.test_id)
+        decision = latched or decide(self._facts(trial, found))
+        if latched is None:
+            log_decision(
+                conn, trial, decision, self._clock(), n=sum(found.rated), p_anytime=found.p_anytime,
+                p_value=found.comparison.p,
+            )  # fmt: skip
+            if decision.is_final:
+                trial = self._trials.get(trial.test_id)
+        return _results(trial, found, decision, self._clock())
+
+    def _facts(self, trial: Trial, found: Findings) -> Facts:
+        reused = self._db.connection.execute(
+            "SELECT count(*) FROM trials WHERE salt = ?", (trial.salt,)
+        ).fetchone()[0]
+        interval = (found.comparison.low, found.comparison.high)
+        return Facts(
+            is_over=not trial.is_running,
+            ended_as_planned=trial.ended_as_planned,
+            elapsed_s=(self._clock() - trial.started_at).total_seconds(),
+            duration_s=trial.duration_s,
+            rated=found.rated,
+            difference=found.comparison.difference,
+            interval=interval if interval[0] is not None and interval[1] is not None else None,  # type: ignore[arg-type]
+            p_anytime=found.p_anytime,
+            p_fixed=found.comparison.p,
+            is_harmed=found.is_harmed,
+            guardrails=found.guardrails,
+            srm_e_value=found.srm_e_value,
+            mixed_share=found.mixed_share,
+            salt_reused=reused > 1,
+            early_alpha=trial.early_alpha,
+            final_alpha=trial.final_alpha,
+            margin=found.metric.margin,
+            remaining=remaining_text(trial, found, self._clock()),
+        )
+
+
+def _results(trial: Trial, found: Findings, decision: Decision, now: datetime) -> Reading:
+    is_significant = found.p_anytime <= trial.early_alpha
+    if trial.ended_as_planned and found.comparison.p is not None:
+        is_significant = is_significant or found.comparison.p <= trial.final_alpha
+    low, high = found.comparison.low, found.comparison.high
+    return Reading(
+        test_id=trial.test_id,
+        status="completed" if trial.status == "ramping" else trial.status,
+        mode=trial.mode,
+        baseline_version=trial.baseline_version,
+        test_version=trial.test_version,
+        baseline_metrics=found.arm_metrics["baseline"],
+        test_metrics=found.arm_metrics["test"],
+        statistical_significance=is_significant,
+        p_value=found.comparison.p,
+        p_value_valid=trial.ended_as_planned,
+        p_anytime=found.p_anytime,
+        effect=Effect(
+            found.metric.name,
+            found.comparison.difference,
+            None if low is None or high is None else (low, high),
+            found.interval_anytime,
+            found.hedges_g,
+        ),
+        srm={"e_value": found.srm_e_value, "p": found.srm_p, "alarm": found.srm_e_value > 1000.0},
+        guardrails={name: str(state) for name, state in found.guardrails.items()},
+        secondary=found.secondary,
+        health=found.health,
+        recommendation=str(decision.recommendation),
+        reasons=decision.reasons,
+        warnings=found.warnings,
+        next_step=_next_step(trial, decision),
+        need=found.need if trial.is_running else {},
+        tallies=trial.tallies,
+        minimum_detectable_effect=trial.minimum_detectable_effect,
+        start_time=trial.started_at,
+        estimated_end_time=trial.ends_at,
+        ended_at=trial.ended_at,
+    )
+
+
+def _next_step(trial: Trial, decision: Decision) -> str:
+    return {
+        Recommendation.DEPLOY: f"promote_model(version={trial.test_version!r})",
+        Recommendation.KEEP: "Keep the baseline; train again with the feedback collected since.",
+        Recommendation.CONTINUE: "Go on searching and rating; read ab_results whenever you like.",
+        Recommendation.INCONCLUSIVE: "Start a longer test, or rate more of the results.",
+        Recommendation.INVESTIGATE: f"stop_ab_test(test_id={trial.test_id!r}) and find what is broken.",
+    }[decision.recommendation]
+
+
+def summary(trial: Trial) -> dict[str, Any]:
+    """The test as it is logged to ConPort: what was compared, how and when."""
+    return {
+        "test_id": trial.test_id,
+        "status": trial.status,
+        "mode": trial.mode,
+        "baseline_model": trial.baseline_version,
+        "test_model": trial.test_version,
+        "traffic_split": trial.split,
+        "metrics": list(trial.metrics),
+        "start_time": to_iso(trial.started_at),
+        "estimated_end_time": to_iso(trial.ends_at),
+        "minimum_detectable_effect": trial.minimum_detectable_effect,
+        "gate": dict(trial.gate),
+        "force_reason": trial.force_reason,
+    }

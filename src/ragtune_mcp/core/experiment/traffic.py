@@ -1,0 +1,75 @@
+"""Rated queries a day to expect, and the smallest effect a planned test can find with them."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ragtune_mcp.core.clock import from_iso, to_iso
+from ragtune_mcp.core.experiment.metrics import CREDIT, Metric
+from ragtune_mcp.core.experiment.planning import minimum_detectable_effect
+
+DEFAULT_RATED_PER_DAY = 20.0
+_LOOK_BACK_DAYS = 14
+_MIN_SEARCHES = 50
+_MIN_RATED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What the log lets one expect.
+
+    Attributes:
+        rated_per_day: rated queries a day.
+        is_measured: False where the log is too short and the documented default stands in.
+    """
+
+    rated_per_day: float
+    is_measured: bool
+
+
+def expected_traffic(conn: sqlite3.Connection, now: datetime) -> Traffic:
+    """Rated units a day over the last 14 days; 20 while fewer than 50 searches or 10 ratings are logged."""
+    since = to_iso(now - timedelta(days=_LOOK_BACK_DAYS))
+    searches, first = conn.execute(
+        "SELECT count(*), min(at) FROM exposures WHERE at >= ?", (since,)
+    ).fetchone()
+    if searches < _MIN_SEARCHES:
+        return Traffic(DEFAULT_RATED_PER_DAY, is_measured=False)
+    (rated,) = conn.execute(
+        "SELECT count(DISTINCT unit) FROM outcomes WHERE at >= ? AND kind = 'answer'", (since,)
+    ).fetchone()
+    if rated < _MIN_RATED:
+        return Traffic(DEFAULT_RATED_PER_DAY, is_measured=False)
+    # A burst on the first day says little about the next ones: count at least one whole day.
+    days = max(1.0, (now - from_iso(first)).total_seconds() / 86_400.0)
+    return Traffic(rated / days, is_measured=True)
+
+
+def expected_effect(
+    traffic: Traffic,
+    metric: Metric,
+    duration_hours: float,
+    split: float,
+    alpha: float,
+    *,
+    is_interleaved: bool,
+) -> float:
+    """Minimum detectable effect of the primary metric at the planned end.
+
+    Args:
+        traffic: rated queries a day.
+        metric: the primary metric.
+        duration_hours: planned length.
+        split: share of the test version.
+        alpha: level.
+        is_interleaved: every query then informs about both versions, and the unit is the credit.
+
+    Returns:
+        The effect in units of the metric (of the credit when interleaved).
+    """
+    n = max(2.0, traffic.rated_per_day * duration_hours / 24.0)
+    if is_interleaved:
+        return minimum_detectable_effect(2 * n, 2 * n, CREDIT.typical_sd, alpha)
+    return minimum_detectable_effect(n * (1.0 - split), n * split, metric.typical_sd, alpha)

@@ -1,0 +1,103 @@
+"""The opinions on one unit, and its value for a metric: frozen at first use, and as it stands now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from ragtune_mcp.core.experiment.interleaving import HELPFUL_RATING
+from ragtune_mcp.core.experiment.metrics import QUALITY, RELEVANCE, SATISFACTION, Metric, relevance_score
+
+_KIND = {QUALITY.name: "answer", SATISFACTION.name: "satisfaction", RELEVANCE.name: "document"}
+
+
+class Opinion(NamedTuple):
+    """One logged opinion: all of one call share `submission`; `replaces` is the seq of the first revision."""
+
+    seq: int
+    submission: int
+    query_id: str
+    rater: str
+    kind: str
+    item: str
+    value: float
+    rank: int | None
+    gap: float | None
+    replaces: int | None
+    state: str
+
+
+class UnitChange(NamedTuple):
+    """A unit with new opinions: what was said up to the last reading, and up to this one.
+
+    `edits` maps the seq of a rating to the value that replaced it in time.
+    """
+
+    phase: int
+    in_test: bool
+    propensity: float
+    before: Sequence[Opinion]
+    after: Sequence[Opinion]
+    edits: Mapping[int, float]
+
+
+class CreditedQuery(NamedTuple):
+    """Frozen (rating, discount gap) of an interleaved query's documents, with its place in the order."""
+
+    seq: int
+    rated: tuple[tuple[float, float], ...]
+    are_marks: bool
+
+
+class First(NamedTuple):
+    """A unit's frozen value and its place in the order of arrival."""
+
+    seq: int
+    value: float
+
+
+def current_value(metric: Metric, opinions: Iterable[Opinion]) -> float | None:
+    """Mean over (search, rater) of the newest revision; None without an opinion on this metric."""
+    kind = _KIND[metric.name]
+    newest: dict[tuple[str, str], dict[str, Opinion]] = {}
+    for opinion in opinions:
+        if opinion.kind == kind:
+            newest.setdefault((opinion.query_id, opinion.rater), {})[opinion.item] = opinion
+    if not newest:
+        return None
+    values = [_value(metric, said.values()) for said in newest.values()]
+    return sum(values) / len(values)
+
+
+def first_value(metric: Metric, change: UnitChange) -> First | None:
+    """The value of the first submission on this metric, with edits made in time; None without one."""
+    first = _first_submission(change, _KIND[metric.name])
+    return First(first[0].seq, _value(metric, first)) if first else None
+
+
+def first_credited(change: UnitChange) -> CreditedQuery | None:
+    """The first submission on documents of an interleaved list; helpful marks where no document is rated."""
+    rated = _first_submission(change, "document")
+    if rated:
+        return CreditedQuery(rated[0].seq, tuple((o.value, o.gap or 0.0) for o in rated), are_marks=False)
+    marked = _first_submission(change, "helpful")
+    if marked:
+        return CreditedQuery(
+            marked[0].seq, tuple((HELPFUL_RATING, o.gap or 0.0) for o in marked), are_marks=True
+        )
+    return None
+
+
+def _first_submission(change: UnitChange, kind: str) -> list[Opinion]:
+    of_kind = [o for o in change.after if o.kind == kind and o.replaces is None]
+    return [
+        o._replace(value=change.edits.get(o.seq, o.value))
+        for o in of_kind
+        if o.submission == of_kind[0].submission
+    ]
+
+
+def _value(metric: Metric, said: Iterable[Opinion]) -> float:
+    if metric is RELEVANCE:
+        return relevance_score((o.rank or 1, o.value) for o in said)
+    return next(o.value for o in said)
