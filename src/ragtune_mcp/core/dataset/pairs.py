@@ -1,10 +1,14 @@
-"""Training pairs: one (query, document) with its label, weight and origin."""
+"""Training pairs: a (query, document) with its label, weight and origin; how judgements become pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
+
+from ragtune_mcp.core.feedback.records import Judgement
+from ragtune_mcp.core.feedback.text import query_key
 
 PairKind = Literal["positive", "negative", "hard_negative", "easy_negative", "synthetic"]
 SplitName = Literal["train", "validation", "test"]
@@ -52,3 +56,100 @@ class Corpus(Protocol):
     def nearest(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """The k documents nearest to each query, best first."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Pairs as read from a file, with the manifest beside it; {} for a file that has none."""
+
+    dataset_id: str
+    pairs: tuple[TrainingPair, ...]
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PairRules:
+    """Which judgements become pairs.
+
+    Attributes:
+        positive: pooled ratings from here up are positives.
+        negative: pooled ratings down from here are negatives; what lies between is neutral and left out.
+        per_query: most positives, and most negatives, of one query; the weightiest stay, so that a heavy
+            query
+            cannot outvote the rest of the data set.
+    """
+
+    positive: float = 4.0
+    negative: float = 2.0
+    per_query: int = 10
+
+
+class RatedPairs(NamedTuple):
+    """Pairs made of judgements, and the judgements that made none."""
+
+    pairs: tuple[TrainingPair, ...]
+    neutral: tuple[Judgement, ...]
+    capped: tuple[Judgement, ...]
+
+
+NEGATIVE_KINDS: frozenset[PairKind] = frozenset({"negative", "hard_negative", "easy_negative"})
+MIN_WEIGHT = 0.01
+_KIND_ORDER: tuple[PairKind, ...] = ("positive", "negative", "hard_negative", "easy_negative", "synthetic")
+
+
+def rated_pairs(judgements: Sequence[Judgement], groups: Mapping[str, str], rules: PairRules) -> RatedPairs:
+    """Turn judgements into positives and negatives.
+
+    The weight of a pair is the judgement's, times |rating - 3| / 2: on the ratings of FeedbackQA a 4 moves
+    the odds of relevance half as far as a 5 does (docs/training-data.md).
+
+    Args:
+        judgements: at most one per (query, document).
+        groups: query -> group id.
+        rules: thresholds and cap.
+
+    Returns:
+        Pairs in canonical order, and what was left out.
+    """
+    neutral: list[Judgement] = []
+    sides: dict[tuple[str, PairKind], list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        if judgement.rating >= rules.positive:
+            sides[judgement.query, "positive"].append(judgement)
+        elif judgement.rating <= rules.negative:
+            sides[judgement.query, "negative"].append(judgement)
+        else:
+            neutral.append(judgement)
+    pairs: list[TrainingPair] = []
+    capped: list[Judgement] = []
+    for (query, kind), members in sides.items():
+        members.sort(key=lambda j: (-j.weight * abs(j.rating - 3), j.document_id))
+        capped += members[rules.per_query :]
+        pairs += (_rated(j, kind, groups[query]) for j in members[: rules.per_query])
+    return RatedPairs(tuple(sorted(pairs, key=canonical)), tuple(neutral), tuple(capped))
+
+
+def canonical(pair: TrainingPair) -> tuple[Any, ...]:
+    """The order of pairs in a data set: by group, query, kind, document."""
+    return (
+        pair.query_group,
+        query_key(pair.query),
+        pair.query,
+        _KIND_ORDER.index(pair.kind),
+        pair.document_id,
+        pair.document,
+    )
+
+
+def _rated(judgement: Judgement, kind: PairKind, group: str) -> TrainingPair:
+    return TrainingPair(
+        query=judgement.query,
+        document=judgement.document,
+        label=round((judgement.rating - 1) / 4, 6),
+        kind=kind,
+        weight=max(MIN_WEIGHT, round(judgement.weight * abs(judgement.rating - 3) / 2, 6)),
+        rating=judgement.rating,
+        document_id=judgement.document_id,
+        query_group=group,
+        feedback_ids=judgement.feedback_ids,
+    )

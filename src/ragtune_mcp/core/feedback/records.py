@@ -69,6 +69,10 @@ class FeedbackBatch:
     records: tuple[FeedbackRecord, ...]
     rejected: tuple[Rejected, ...] = ()
 
+    def __len__(self) -> int:
+        """How many entries can be used."""
+        return len(self.records)
+
     @property
     def read(self) -> int:
         """How many entries were looked at."""

@@ -16,3 +16,12 @@ CREATE TABLE outbox (
     UNIQUE (kind, category, key)
 );
 CREATE INDEX outbox_waiting ON outbox (id) WHERE delivered_at IS NULL;
+
+-- Where each query stood in the data sets of this workspace: held out for test at least once, or trained on.
+-- A query that was once test never trains, and one that was trained on never tests.
+CREATE TABLE query_slices (
+    query_sha256 TEXT PRIMARY KEY,          -- of the normalised query
+    slice        TEXT NOT NULL CHECK (slice IN ('test', 'train')),
+    dataset_id   TEXT NOT NULL,
+    assigned_at  TEXT NOT NULL
+);

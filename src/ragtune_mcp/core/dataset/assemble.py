@@ -1,0 +1,266 @@
+"""From entries to a data set in memory: clean, judge, pair, split, mine; and an exact account of every entry.
+
+An entry is *used* when its id stands on at least one rated pair of the data set. Every other entry is
+rejected under one reason: those of cleaning and judging, and of this stage
+
+    neutral_rating       all its opinions were pooled to a rating between the thresholds
+    contradictory        as before, because raters disagreed from one side of 3 to the other
+    query_cap            only weightier judgements of its query were kept
+    document_in_test     its document is a positive of a test query (option keep_documents_apart)
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ragtune_mcp.core.dataset.grouping import group_queries
+from ragtune_mcp.core.dataset.negatives import (
+    Mined,
+    MiningRules,
+    easy_negatives,
+    mine_hard_negatives,
+    similar_query_negatives,
+    taboo_documents,
+)
+from ragtune_mcp.core.dataset.options import DatasetOptions
+from ragtune_mcp.core.dataset.pairs import (
+    NEGATIVE_KINDS,
+    Corpus,
+    RatedPairs,
+    SplitName,
+    TrainingPair,
+    canonical,
+    rated_pairs,
+)
+from ragtune_mcp.core.dataset.split import SliceLedger, apply_splits, assign_splits, check_split
+from ragtune_mcp.core.errors import NotEnoughData
+from ragtune_mcp.core.feedback.cleaning import clean
+from ragtune_mcp.core.feedback.judgements import DocumentCatalogue, Judged, JudgementOptions, judge
+from ragtune_mcp.core.feedback.masking import mask
+from ragtune_mcp.core.feedback.records import FeedbackBatch, Judgement, Rejected
+
+Progress = Callable[[float, str], None]
+# Easy negatives may close a small gap to the minimum, not stand in for ratings nobody gave.
+EASY_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The other stages as this one sees them; None where a workspace has no index or no database."""
+
+    corpus: Corpus | None = None
+    documents: DocumentCatalogue | None = None
+    ledger: SliceLedger | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A data set in memory with its account: `read == len(used) + len(rejected)`."""
+
+    pairs: tuple[TrainingPair, ...]
+    judged: Judged
+    rejected: tuple[Rejected, ...]
+    used: frozenset[str]
+    read: int
+    masked: Counter[str]
+    mined: Mined | None
+    conport_keys: tuple[str, ...]
+
+    @property
+    def ratings(self) -> int:
+        """Opinions behind the rated pairs."""
+        rated = {(p.query, p.document_id) for p in self.pairs if p.rating is not None}
+        return sum(j.n_opinions for j in self.judged.judgements if (j.query, j.document_id) in rated)
+
+    def statistics(self) -> dict[str, Any]:
+        """The counts of the tool contract; hard and easy negatives are among the negatives."""
+        kinds = Counter(pair.kind for pair in self.pairs)
+        splits = Counter(pair.split for pair in self.pairs)
+        return {
+            "total_pairs": len(self.pairs),
+            "positive_pairs": kinds["positive"],
+            "negative_pairs": sum(kinds[kind] for kind in NEGATIVE_KINDS),
+            "hard_negative_pairs": kinds["hard_negative"],
+            "synthetic_pairs": kinds["synthetic"],
+            "feedback_read": self.read,
+            "feedback_used": len(self.used),
+            "skipped": dict(sorted(Counter(r.reason for r in self.rejected).items())),
+            "queries": len({pair.query for pair in self.pairs}),
+            "train_pairs": splits["train"],
+            "validation_pairs": splits["validation"],
+            "test_pairs": splits["test"],
+        }
+
+
+def assemble(
+    batch: FeedbackBatch,
+    options: DatasetOptions,
+    sources: Sources,
+    progress: Progress,
+    *,
+    enforce_minimum: bool = True,
+) -> Assembled:
+    """Make a data set of a batch of entries.
+
+    Args:
+        batch: entries as read; their order does not matter.
+        options: thresholds, minima and switches.
+        sources: index, document texts and ledger.
+        progress: told the share done, in [0, 1], and what is going on.
+        enforce_minimum: False returns whatever there is.
+
+    Returns:
+        The pairs in canonical order, and the account.
+
+    Raises:
+        NotEnoughData: fewer positives, negatives or ratings than the options ask for.
+        LeakySplit: a query group stands in two splits (an internal fault, never shipped).
+    """
+    cleaned = clean(batch)
+    progress(0.2, f"{len(cleaned.batch.records)} of {batch.read} entries are clean")
+    judged = judge(
+        cleaned.batch.records,
+        sources.documents,
+        JudgementOptions(attribute_answers=options.attribute_answers),
+    )
+    progress(0.4, f"{len(judged.judgements)} judgements")
+    groups = group_queries(j.query for j in judged.judgements)
+    rated = rated_pairs(judged.judgements, groups, options.pair_rules)
+    splits = _splits(rated.pairs, judged.judgements, groups, options, sources.ledger)
+    pairs = apply_splits(rated.pairs, splits)
+    pairs, apart = _documents_apart(pairs) if options.keep_documents_apart else (pairs, [])
+    if enforce_minimum:
+        _require("positive pairs", sum(p.kind == "positive" for p in pairs), options.min_positive_samples)
+    progress(0.5, f"{len(pairs)} rated pairs in {len(set(groups.values()))} query groups")
+    undecided = _undecided(rated, groups)
+    taboo = taboo_documents(pairs, undecided)
+    mined: Mined | None = None
+    if options.include_hard_negatives:
+        rules = MiningRules()
+        similar = similar_query_negatives(pairs, rules.per_query, taboo=taboo)
+        pairs = _merged(pairs, similar)
+        if sources.corpus is not None:
+            mined = mine_hard_negatives(
+                pairs, sources.corpus, rules, taboo=taboo, progress=lambda s, m: progress(0.5 + 0.4 * s, m)
+            )
+            pairs = _merged(pairs, mined.pairs)
+    if enforce_minimum:
+        pairs = _topped_up(pairs, options, taboo)
+    check_split(pairs)
+    used = frozenset(i for pair in pairs if pair.rating is not None for i in pair.feedback_ids)
+    rejected = _account(cleaned.batch.rejected, judged, rated, apart, used)
+    keys = tuple(sorted(r.key for r in cleaned.batch.records if r.feedback_id in used))
+    result = Assembled(
+        tuple(sorted(pairs, key=canonical)),
+        judged,
+        tuple(rejected),
+        used,
+        batch.read,
+        cleaned.masked + judged.masked,
+        mined,
+        keys,
+    )
+    if enforce_minimum:
+        _require("usable ratings", result.ratings, options.min_ratings)
+    return result
+
+
+def _require(what: str, have: int, need: int) -> None:
+    if have < need:
+        raise NotEnoughData(
+            f"There are {have} {what}; {need} are needed (have {have}, need {need}).",
+            hint="Collect more ratings with record_feedback, raise days_back, or lower the minimum.",
+        )
+
+
+def _splits(
+    pairs: Sequence[TrainingPair],
+    judgements: Sequence[Judgement],
+    groups: Mapping[str, str],
+    options: DatasetOptions,
+    ledger: SliceLedger | None,
+) -> dict[str, SplitName]:
+    scorable = dict.fromkeys((pair.query_group for pair in pairs), False)
+    for pair in pairs:
+        scorable[pair.query_group] |= pair.kind == "positive"
+    queries = {pair.query: pair.query_group for pair in pairs}
+    held_out, trained = ledger.slices(queries) if ledger is not None else (set(), set())
+    newest_first: list[str] | None = None
+    if options.by_time:
+        first_seen: dict[str, Any] = {}
+        for judgement in judgements:
+            group = groups[judgement.query]
+            first_seen[group] = min(first_seen.get(group, judgement.timestamp), judgement.timestamp)
+        newest_first = sorted(scorable, key=lambda g: (first_seen[g], g), reverse=True)
+    return assign_splits(scorable, held_out=held_out, trained=trained, order=newest_first)
+
+
+def _documents_apart(pairs: Sequence[TrainingPair]) -> tuple[list[TrainingPair], list[TrainingPair]]:
+    """Pairs without those of train and validation whose document is a positive of a test query, and these."""
+    tested = {pair.document_id for pair in pairs if pair.split == "test" and pair.kind == "positive"}
+    apart = [pair for pair in pairs if pair.split != "test" and pair.document_id in tested]
+    left = [pair for pair in pairs if pair.split == "test" or pair.document_id not in tested]
+    return left, apart
+
+
+def _undecided(rated: RatedPairs, groups: Mapping[str, str]) -> dict[str, set[str]]:
+    undecided: dict[str, set[str]] = defaultdict(set)
+    for judgement in rated.neutral:
+        undecided[groups[judgement.query]].add(judgement.document_id)
+    for judgement in rated.capped:
+        if judgement.rating > 3:
+            undecided[groups[judgement.query]].add(judgement.document_id)
+    return undecided
+
+
+def _merged(pairs: Sequence[TrainingPair], more: Iterable[TrainingPair]) -> list[TrainingPair]:
+    """Pairs with those of `more` whose (query, document) is not there yet."""
+    seen = {(pair.query, pair.document_id) for pair in pairs}
+    merged = list(pairs)
+    for pair in more:
+        if (pair.query, pair.document_id) not in seen:
+            seen.add((pair.query, pair.document_id))
+            merged.append(pair)
+    return merged
+
+
+def _topped_up(
+    pairs: list[TrainingPair], options: DatasetOptions, taboo: Mapping[str, set[str]]
+) -> list[TrainingPair]:
+    have = sum(pair.kind in NEGATIVE_KINDS for pair in pairs)
+    missing = options.min_negative_samples - have
+    if 0 < missing <= EASY_SHARE * options.min_negative_samples and any(p.kind == "negative" for p in pairs):
+        pairs = _merged(pairs, easy_negatives(pairs, missing, options.seed, taboo=taboo))
+        have = sum(pair.kind in NEGATIVE_KINDS for pair in pairs)
+    _require("negative pairs", have, options.min_negative_samples)
+    return pairs
+
+
+def _account(
+    rejected: Iterable[Rejected],
+    judged: Judged,
+    rated: RatedPairs,
+    apart: Sequence[TrainingPair],
+    used: frozenset[str],
+) -> list[Rejected]:
+    """Every entry that stands on no rated pair, once, under the reason that comes last in this function."""
+    disputed = {(c.query, c.document_id) for c in judged.contradictions}
+    reasons: dict[str, Rejected] = {}
+    for judgement in rated.capped:
+        for i in judgement.feedback_ids:
+            reasons[i] = Rejected(i, "query_cap", f"query {judgement.query[:80]!r} has weightier judgements")
+    for judgement in rated.neutral:
+        reason = "contradictory" if (judgement.query, judgement.document_id) in disputed else "neutral_rating"
+        rating = f"{judgement.n_opinions} opinions pooled to {judgement.rating:g}"
+        detail = f"document {judgement.document_id[:80]!r}: {rating}"
+        for i in judgement.feedback_ids:
+            reasons[i] = Rejected(i, reason, detail)
+    for pair in apart:
+        for i in pair.feedback_ids:
+            reasons[i] = Rejected(i, "document_in_test", f"document {pair.document_id[:80]!r}")
+    everything = [*rejected, *judged.rejected, *(r for i, r in reasons.items() if i not in used)]
+    masked = (replace(r, feedback_id=mask(r.feedback_id), detail=mask(r.detail)) for r in everything)
+    return sorted(masked, key=lambda r: (r.feedback_id, r.reason, r.detail))

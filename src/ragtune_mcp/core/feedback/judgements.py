@@ -1,0 +1,460 @@
+"""Opinions pooled: what all users together think of one document for one query.
+
+An entry holds one opinion or several. Where several kinds speak about the same document, the first of this
+table counts; its weight says how far one such opinion is trusted against an explicit rating of that document.
+
+    kind          opinion                    weight            reason
+    rated         the document's own rating  1                 exactly what training needs to know
+    helpful       helpful 5, not helpful 1   .7                explicit, but on a two-point scale
+    cited         the answer's rating        .5                judges the writing and several documents
+    shown         the answer's rating        .3 / log2(rank+1) as above; it may not have been used at all
+    quoted        the answer's rating        .25 x overlap     as shown; the link itself is inferred
+    copied        4                          .4                use, though not always approval
+    clicked       4                          .15               judges title and rank more than the text
+    unsuccessful  2 (re-asked, dead end)     .15 / log2(rank+1) something was missing, not always here
+
+An answer's rating means its `relevance` detail where the user gave one, since the overall rating also judges
+length and style. Every opinion is halved in weight by `half_life_days` of age, down to `recency_floor`.
+
+Of one known rater only the newest opinion on a (query, document) counts; different raters, and raters
+unknown, are pooled by weighted mean. With W the summed weights, the pooled weight is
+
+    W / (W + 1)  x  (1 - spread / 2)
+
+where spread is the weighted standard deviation of the ratings (0 to 2): one fresh explicit rating weighs .5,
+two that agree .67, a 1 against a 5 nothing but the floor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+from ragtune_mcp.core.feedback.attribution import Attributor
+from ragtune_mcp.core.feedback.masking import mask
+from ragtune_mcp.core.feedback.records import (
+    DocumentSource,
+    FeedbackRecord,
+    Judgement,
+    RatedDocument,
+    Rejected,
+)
+from ragtune_mcp.core.feedback.text import query_key, scrub, strip_html, text_key
+from ragtune_mcp.core.workspace import sha256_text
+
+RATED, HELPFUL, CITED, SHOWN, QUOTED, COPIED, CLICKED, UNSUCCESSFUL = (
+    1.0,
+    0.7,
+    0.5,
+    0.3,
+    0.25,
+    0.4,
+    0.15,
+    0.15,
+)
+IMPLICIT_RATING = 4.0
+UNSUCCESSFUL_RATING = 2.0
+_RELEVANCE = {"very_relevant": 5.0, "relevant": 4.0, "somewhat_relevant": 2.0, "not_relevant": 1.0}
+_STRENGTH = ("document", "answer", "attributed", "signal")
+# The reason an entry is counted under when its opinions failed for several, most telling first.
+_REASONS = (
+    "stale_document",
+    "document_unknown",
+    "document_too_short",
+    "superseded",
+    "no_documents",
+    "no_rating",
+)
+MIN_DOCUMENT_CHARS = 3
+
+
+class DocumentCatalogue(DocumentSource, Protocol):
+    """A document source that can be read whole, which attribution needs; implemented by retrieval."""
+
+    def all_texts(self) -> Mapping[str, str]:
+        """Id -> current text of every document."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class JudgementOptions:
+    """How opinions are pooled.
+
+    Attributes:
+        attribute_answers: match answers rated without documents to the documents they quote or name.
+        half_life_days: age at which an opinion counts half.
+        recency_floor: least factor age can leave.
+        min_weight: floor of a pooled weight, so that no judgement weighs nothing.
+    """
+
+    attribute_answers: bool = True
+    half_life_days: float = 180.0
+    recency_floor: float = 0.25
+    min_weight: float = 0.01
+
+
+class Contradiction(NamedTuple):
+    """Opinions on both sides of 3 about one (query, document), and what they were pooled to."""
+
+    query: str
+    document_id: str
+    ratings: tuple[float, ...]
+    rating: float
+    weight: float
+    feedback_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The outcome of `judge`: every record's id is in `used` or in `rejected`, never both.
+
+    Attributes:
+        judgements: ordered by query, then document id.
+        masked: replacements in document texts, by masking rule.
+        attributed: entries whose documents were found by quotation.
+        superseded: opinions replaced by a newer one of the same rater.
+    """
+
+    judgements: tuple[Judgement, ...]
+    rejected: tuple[Rejected, ...]
+    used: frozenset[str]
+    contradictions: tuple[Contradiction, ...] = ()
+    masked: Counter[str] = field(default_factory=Counter)
+    attributed: frozenset[str] = frozenset()
+    superseded: int = 0
+
+
+class _Opinion(NamedTuple):
+    entry: int
+    document: RatedDocument
+    rating: float
+    weight: float
+    source: str
+
+
+class _Placed(NamedTuple):
+    """An opinion whose document has a text; the key is what is pooled."""
+
+    entry: int
+    key: tuple[str, str]
+    rating: float
+    weight: float
+    source: str
+
+
+def judge(
+    records: Sequence[FeedbackRecord],
+    documents: DocumentCatalogue | None,
+    options: JudgementOptions | None = None,
+    now: datetime | None = None,
+) -> Judged:
+    """Pool all opinions of each (query, document).
+
+    Args:
+        records: cleaned entries; their order does not matter.
+        documents: current texts; None where nothing is indexed: then only texts inside the entries are known.
+        options: weights of age and whether to attribute.
+        now: the moment age counts from; None for the newest entry, which makes the result a function of the
+            entries.
+
+    Returns:
+        The judgements and what became of each entry.
+    """
+    options = options or JudgementOptions()
+    records = sorted(records, key=lambda r: (r.timestamp, r.feedback_id, r.key))
+    now = now or max((r.timestamp for r in records), default=None)
+    attributor = (
+        Attributor(documents.all_texts()) if documents is not None and options.attribute_answers else None
+    )
+    pool = _Pool(records, documents)
+    attributed: set[str] = set()
+    opinions: list[_Opinion] = []
+    for i, record in enumerate(records):
+        found = list(_opinions(i, record))
+        if not found and record.rating is not None and attributor is not None and record.response:
+            found = list(_attributed(i, record, attributor))
+            if found:
+                attributed.add(record.feedback_id)
+        if not found:
+            pool.fail(
+                i, "no_documents" if not record.documents else "no_rating", _why_none(record, attributor)
+            )
+        opinions += found
+    pool.load_texts(opinions)
+    placed = [p for opinion in opinions if (p := pool.place(opinion)) is not None]
+    placed = pool.supersede(placed)
+    recency = [_recency(record.timestamp, now, options) for record in records]
+    judgements, contradictions = pool.pooled(placed, recency, options)
+    used = frozenset(records[p.entry].feedback_id for p in placed)
+    return Judged(
+        tuple(judgements),
+        tuple(pool.rejected(used)),
+        used,
+        tuple(contradictions),
+        pool.masked,
+        frozenset(attributed & used),
+        pool.superseded,
+    )
+
+
+def answer_rating(record: FeedbackRecord) -> float | None:
+    """What the entry says about its documents as a whole: the relevance detail where given, else the
+    rating.
+    """
+    detail = record.extra.get("detailed_feedback")
+    relevance: object = detail.get("relevance") if isinstance(detail, Mapping) else None
+    if isinstance(relevance, str):
+        text = relevance.strip().lower()
+        relevance = int(text) if text in ("1", "2", "3", "4", "5") else _RELEVANCE.get(text)
+    if isinstance(relevance, int | float) and not isinstance(relevance, bool) and 1 <= relevance <= 5:
+        return float(relevance)
+    return None if record.rating is None else float(record.rating)
+
+
+def _opinions(entry: int, record: FeedbackRecord) -> Iterator[_Opinion]:
+    answer = answer_rating(record)
+    uses_cited = any(d.cited for d in record.documents)
+    for position, document in enumerate(record.documents, 1):
+        opinion = _opinion(record, document, answer, document.rank or position, uses_cited)
+        if opinion is not None:
+            yield _Opinion(entry, document, *opinion)
+
+
+def _opinion(
+    record: FeedbackRecord, document: RatedDocument, answer: float | None, rank: int, uses_cited: bool
+) -> tuple[float, float, str] | None:
+    discount = math.log2(rank + 1)
+    if document.rating is not None:
+        return float(document.rating), RATED, "document"
+    if document.helpful is not None:
+        return (5.0 if document.helpful else 1.0), HELPFUL, "document"
+    if answer is not None and document.cited:
+        return answer, CITED, "answer"
+    if answer is not None and not uses_cited:
+        return answer, SHOWN / discount, "answer"
+    if document.copied or document.cited:
+        return IMPLICIT_RATING, COPIED, "signal"
+    if document.clicked:
+        return IMPLICIT_RATING, CLICKED, "signal"
+    if (record.reasked or record.dead_end) and answer is None:
+        return UNSUCCESSFUL_RATING, UNSUCCESSFUL / discount, "signal"
+    return None
+
+
+def _attributed(entry: int, record: FeedbackRecord, attributor: Attributor) -> Iterator[_Opinion]:
+    rating = answer_rating(record)
+    if rating is not None:
+        for match in attributor.match(record.response or ""):
+            yield _Opinion(
+                entry, RatedDocument(match.document_id), rating, QUOTED * match.overlap, "attributed"
+            )
+
+
+def _why_none(record: FeedbackRecord, attributor: Attributor | None) -> str:
+    if record.documents:
+        return f"{len(record.documents)} documents, none with a rating or signal of its own"
+    if not record.response:
+        return "no documents and no answer to match"
+    return (
+        "no index to match the answer with"
+        if attributor is None
+        else "the answer quotes and names no indexed document"
+    )
+
+
+def _recency(moment: datetime, now: datetime | None, options: JudgementOptions) -> float:
+    age_days = 0.0 if now is None else max(0.0, (now - moment).total_seconds() / 86400)
+    return max(options.recency_floor, math.exp2(-age_days / options.half_life_days))
+
+
+class _Pool:
+    """Documents resolved to texts, opinions grouped, and the reasons of those that led nowhere."""
+
+    def __init__(self, records: Sequence[FeedbackRecord], documents: DocumentSource | None) -> None:
+        self.records = records
+        self.source = documents
+        self.masked: Counter[str] = Counter()
+        self.superseded = 0
+        self._failures: dict[int, Counter[str]] = defaultdict(Counter)
+        self._details: dict[tuple[int, str], str] = {}
+        self._reference: dict[str, str] = {}
+        self._text_of: dict[str, str] = {}
+        self._canonical: dict[str, str] = {}
+        self._query_keys = [query_key(record.query) for record in records]
+        self._hashes: dict[str, str] = {}
+
+    def fail(self, entry: int, reason: str, detail: str) -> None:
+        self._failures[entry][reason] += 1
+        self._details.setdefault((entry, reason), detail)
+
+    def load_texts(self, opinions: Iterable[_Opinion]) -> None:
+        """Give every document one text: the current one, else the newest an entry carried; then one id per
+        text.
+        """
+        carried: dict[str, str] = {}
+        ids: set[str] = set()
+        for opinion in opinions:
+            ids.add(opinion.document.id)
+            if opinion.document.text:
+                # Opinions come in order of time: the newest text stays.
+                carried[opinion.document.id] = opinion.document.text
+        current = self.source.texts(sorted(ids)) if self.source is not None else {}
+        self._reference = carried | current
+        prepared: dict[str, str] = {}
+        first_with: dict[str, str] = {}
+        for doc_id in sorted(self._reference):
+            raw = self._reference[doc_id]
+            if raw not in prepared:
+                prepared[raw] = mask(strip_html(scrub(raw)), self.masked)
+            text = self._text_of[doc_id] = prepared[raw]
+            self._canonical[doc_id] = first_with.setdefault(text_key(text), doc_id)
+
+    def place(self, opinion: _Opinion) -> _Placed | None:
+        """The opinion under its (query, document), or None with the reason noted."""
+        document = opinion.document
+        text = self._text_of.get(document.id)
+        if text is None:
+            self.fail(
+                opinion.entry,
+                "document_unknown",
+                f"document {document.id[:80]!r} is not indexed and has no text",
+            )
+        elif len(text) < MIN_DOCUMENT_CHARS:
+            self.fail(
+                opinion.entry,
+                "document_too_short",
+                f"document {document.id[:80]!r} holds {len(text)} characters",
+            )
+        elif self._is_stale(document):
+            self.fail(
+                opinion.entry,
+                "stale_document",
+                f"document {document.id[:80]!r} has changed since it was rated",
+            )
+        else:
+            key = (self._query_keys[opinion.entry], self._canonical[document.id])
+            return _Placed(opinion.entry, key, opinion.rating, opinion.weight, opinion.source)
+        return None
+
+    def supersede(self, placed: Sequence[_Placed]) -> list[_Placed]:
+        """Of one entry or one known rater, keep a single opinion per (query, document): the newest of the
+        strongest kind.
+        """
+        best: dict[tuple[str, str, tuple[str, str]], _Placed] = {}
+        for opinion in placed:
+            record = self.records[opinion.entry]
+            who = ("rater", record.rater) if record.rater else ("entry", str(opinion.entry))
+            slot = (*who, opinion.key)
+            rival = best.get(slot)
+            if rival is None or self._outranks(opinion, rival):
+                best[slot] = opinion
+        kept = sorted(best.values(), key=lambda o: (o.entry, o.key))
+        alive = {(o.entry, o.key) for o in kept}
+        for opinion in placed:
+            if (opinion.entry, opinion.key) not in alive:
+                self.superseded += 1
+                self.fail(opinion.entry, "superseded", "the same rater judged the same document again later")
+        return kept
+
+    @staticmethod
+    def _outranks(new: _Placed, old: _Placed) -> bool:
+        # Records are ordered by time, so the later opinion has the larger entry number. A mere signal does
+        # not overrule what the same person said in words.
+        if new.entry == old.entry:
+            return new.weight > old.weight
+        return new.source != "signal" or old.source == "signal"
+
+    def pooled(
+        self, placed: Sequence[_Placed], recency: Sequence[float], options: JudgementOptions
+    ) -> tuple[list[Judgement], list[Contradiction]]:
+        """One judgement per key, ordered by query then document id."""
+        groups: dict[tuple[str, str], list[_Placed]] = defaultdict(list)
+        for opinion in placed:
+            groups[opinion.key].append(opinion)
+        spelling = self._spellings(placed)
+        judgements: list[Judgement] = []
+        contradictions: list[Contradiction] = []
+        for key in sorted(groups):
+            opinions = groups[key]
+            rating, weight = _weighted(
+                opinions, [o.weight * recency[o.entry] for o in opinions], options.min_weight
+            )
+            ids = tuple(sorted({self.records[o.entry].feedback_id for o in opinions}))
+            query = spelling[key[0]]
+            judgements.append(
+                Judgement(
+                    query=query,
+                    document_id=key[1],
+                    document=self._text_of[key[1]],
+                    rating=rating,
+                    weight=weight,
+                    source=min((o.source for o in opinions), key=_STRENGTH.index),
+                    n_opinions=len(opinions),
+                    feedback_ids=ids,
+                    timestamp=max(self.records[o.entry].timestamp for o in opinions),
+                )
+            )
+            ratings = tuple(sorted(o.rating for o in opinions))
+            if ratings[0] < 3 < ratings[-1]:
+                contradictions.append(Contradiction(query, key[1], ratings, rating, weight, ids))
+        return judgements, contradictions
+
+    def rejected(self, used: frozenset[str]) -> Iterator[Rejected]:
+        """Entries none of whose opinions counts, each under its most telling reason."""
+        for i, record in enumerate(self.records):
+            if record.feedback_id in used:
+                continue
+            reasons = self._failures[i]
+            reason = next(r for r in _REASONS if r in reasons)
+            detail = self._details[i, reason]
+            if sum(reasons.values()) > 1:
+                detail += f" ({', '.join(f'{n} {r}' for r, n in sorted(reasons.items()))})"
+            yield Rejected(record.feedback_id, reason, detail)
+
+    def _is_stale(self, document: RatedDocument) -> bool:
+        reference = self._reference[document.id]
+        if document.text == reference:
+            return False
+        if document.text_sha256:
+            return document.text_sha256.lower() != self._hash(reference)
+        if document.text is None:
+            return False
+        # Entries may store only the beginning of a long document.
+        return not text_key(reference).startswith(
+            text_key(document.text).rstrip("\u2026 ").removesuffix("...")
+        )
+
+    def _hash(self, text: str) -> str:
+        if text not in self._hashes:
+            self._hashes[text] = sha256_text(text)
+        return self._hashes[text]
+
+    def _spellings(self, placed: Sequence[_Placed]) -> dict[str, str]:
+        """Query key -> the spelling most entries used; ties go to the smaller text."""
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for opinion in placed:
+            counts[opinion.key[0]][self.records[opinion.entry].query] += 1
+        return {key: min(c, key=lambda s: (-c[s], s)) for key, c in counts.items()}
+
+
+def _weighted(opinions: Sequence[_Placed], weights: Sequence[float], floor: float) -> tuple[float, float]:
+    """Weighted mean rating in [1, 5] and pooled weight in [floor, 1); sums are exact, so order cannot
+    show.
+    """
+    total = math.fsum(weights)
+    mean = math.fsum(w * o.rating for w, o in zip(weights, opinions, strict=True)) / total
+    variance = math.fsum(w * (o.rating - mean) ** 2 for w, o in zip(weights, opinions, strict=True)) / total
+    weight = total / (total + 1) * (1 - math.sqrt(variance) / 2)
+    return min(5.0, max(1.0, round(mean, 6))), max(floor, round(weight, 6))
+
+
+def ratings_by_source(judgements: Iterable[Judgement]) -> Mapping[str, Any]:
+    """How many opinions each kind of source contributed."""
+    counts: Counter[str] = Counter()
+    for judgement in judgements:
+        counts[judgement.source] += judgement.n_opinions
+    return dict(sorted(counts.items()))
