@@ -24,7 +24,6 @@ from ragtune_mcp.core.errors import ConPortUnavailable, InvalidInput
 from ragtune_mcp.core.feedback import conport_launch
 from ragtune_mcp.core.feedback.conport_file import ConPortFile
 from ragtune_mcp.core.feedback.conport_session import (
-    CALL_TIMEOUT_S,
     LOCKED_PAUSES_S,
     ConPortInterrupted,
     ConPortSession,
@@ -310,7 +309,7 @@ class ConPortClient:
         arguments: Mapping[str, Any],
         *,
         landed: Callable[[], dict[str, Any] | None] | None = None,
-        timeout_s: float = CALL_TIMEOUT_S,
+        timeout_s: float = 0,
     ) -> Any:
         """Call a tool, once more after an interruption unless `landed` finds the first call's effect."""
         try:

@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 180.0
-CALL_TIMEOUT_S = 120.0
 _START_TRIES = 3
 LOCKED_PAUSES_S = (0.4, 0.8, 1.6, 3.2, 6.0)
 _CLOSE_WAIT_S = 5.0
@@ -54,6 +53,8 @@ class ConPortSession:
         idle_s: seconds without a call after which the connection is closed.
     """
 
+    call_timeout_s: ClassVar[float] = 120.0
+
     def __init__(self, connect: Callable[[ExitStack], Client], idle_s: float) -> None:
         self._connect = connect
         self._idle_s = idle_s
@@ -64,13 +65,13 @@ class ConPortSession:
         self._as_text: frozenset[tuple[str, str]] = frozenset()
         self._last_used = 0.0
 
-    def call(self, tool: str, arguments: Mapping[str, Any], *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+    def call(self, tool: str, arguments: Mapping[str, Any], *, timeout_s: float = 0) -> Any:
         """Call one tool and unwrap its result.
 
         Args:
             tool: the tool's name.
             arguments: JSON-able arguments.
-            timeout_s: seconds to wait for the answer.
+            timeout_s: seconds to wait for the answer; 0 for the usual.
 
         Returns:
             The tool's structured result; the list itself where the tool returns a list.
@@ -82,7 +83,7 @@ class ConPortSession:
         """
         with self._lock:
             for wait_s in (*LOCKED_PAUSES_S, None):
-                result = self._call_once(tool, arguments, timeout_s)
+                result = self._call_once(tool, arguments, timeout_s or self.call_timeout_s)
                 if not result.is_error:
                     return _unwrap(result)
                 text = _text(result)
