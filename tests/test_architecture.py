@@ -38,7 +38,7 @@ def _place(path: Path) -> str:
 
 
 def _imports(path: Path) -> list[tuple[str, bool]]:
-    """(name, at the top level) of every import that happens at run time; `from a import b` gives a and a.b."""
+    """(name, at the top level) of every import done at run time; `from a import b` gives a and a.b."""
     found = []
 
     def visit(node: ast.AST, top: bool) -> None:
@@ -89,8 +89,6 @@ def test_the_core_knows_no_surface(path):
 @pytest.mark.parametrize("path", [each for each in MODULES if _place(each) in SURFACES], ids=_relative)
 def test_surfaces_reach_the_core_only_through_the_app_and_its_vocabulary(path):
     allowed = {"app", "errors", "results", "settings", *SURFACES}
-    if path.name == "upkeep.py":
-        allowed |= {"retrieval"}  # stop-store ends a process, it does not use the workspace
     assert _own(path) <= allowed
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ragtune_mcp.core.errors import GateBlocked, NotReady, UnknownId
+from ragtune_mcp.core.feedback.outbox import FlushResult
 from ragtune_mcp.core.results import (
     AbResults,
     AbTestStarted,
@@ -72,6 +73,7 @@ class FakeCore:
         self.closed = False
         self.flushes = 0
         self.jobs = SimpleNamespace(list=lambda limit: [SimpleNamespace(job_id="ft_1")])
+        self.encoders = SimpleNamespace(get=lambda version, wait_s: self._note("load", version))
         self.texts = "Plain text."
 
     def close(self) -> None:
@@ -187,7 +189,10 @@ class FakeCore:
 
     def export_model(self, version: str, **kwargs) -> ExportResult:
         self._note("export_model", version, **kwargs)
-        return ExportResult(version=version, format=kwargs["format"], job_id="ex_1")
+        return ExportResult(version=version, format=kwargs["format"], job_id="ft_1")
+
+    def champion(self) -> str:
+        return "all-MiniLM-L6-v2"
 
     def status(self) -> StatusResult:
         return StatusResult(
@@ -200,9 +205,12 @@ class FakeCore:
             outbox_pending=2,
         )
 
-    def flush_outbox(self) -> SimpleNamespace:
+    def flush_outbox(self) -> FlushResult:
         self.flushes += 1
-        return SimpleNamespace(delivered=2, pending=0, error=None)
+        return FlushResult(delivered=2, pending=0, error=None)
+
+    def stop_store(self) -> bool:
+        return True
 
     def import_feedback(self, paths) -> dict:
         self._note("import_feedback", paths)

@@ -142,7 +142,9 @@ def _fields(console: Console, values: Mapping[str, Any]) -> None:
 
 
 def _table(console: Console, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(*(_text(each) for each in head), box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in head:
+        table.add_column(_text(title), overflow="fold")
     for row in rows:
         table.add_row(*(_text(cell) for cell in row))
     console.print(table)

@@ -56,7 +56,5 @@ def flush(context: typer.Context, as_json: AsJson = False) -> None:
 
 def stop_store(context: typer.Context, as_json: AsJson = False) -> None:
     """End the vector store's process; the next search starts it again."""
-    from ragtune_mcp.core.retrieval.store import stop_store as stop
-
     with opened(context) as core:
-        show({"stopped": stop(core.workspace)}, as_json)
+        show({"stopped": core.stop_store()}, as_json)
