@@ -247,7 +247,7 @@ def _account(
     used: frozenset[str],
 ) -> list[Rejected]:
     """Every entry that stands on no rated pair, once, under the reason that comes last in this function."""
-    disputed = {(c.query, c.document_id) for c in judged.contradictions}
+    disputed = {(c.query, c.document_id) for c in judged.contradictions if not c.resolved}
     reasons: dict[str, Rejected] = {}
     for judgement in rated.capped:
         for i in judgement.feedback_ids:

@@ -203,8 +203,10 @@ def _candidates(rows: npt.NDArray[np.uint32], parent: npt.NDArray[np.int64]) -> 
     here = np.arange(len(order))
     first = np.maximum.accumulate(np.where(np.concatenate([[True], ordered[1:] != ordered[:-1]]), here, 0))
     found = [_pairs(order[first], order, first != here)]
-    for step in range(1, min(_NEIGHBOURS, len(order) - 1) + 1):
-        found.append(_pairs(order[:-step], order[step:], ordered[step:] == ordered[:-step]))
+    found += [
+        _pairs(order[:-step], order[step:], ordered[step:] == ordered[:-step])
+        for step in range(1, min(_NEIGHBOURS, len(order) - 1) + 1)
+    ]
     pairs = np.concatenate(found)
     pairs = pairs[parent[pairs[:, 0]] != parent[pairs[:, 1]]]
     codes = np.unique(pairs[:, 0] * len(rows) + pairs[:, 1])
@@ -225,15 +227,15 @@ def _plausible(
     threshold: float,
 ) -> npt.NDArray[np.int64]:
     """The pairs whose estimated Jaccard similarity allows the cosine asked for."""
-    kept = [pairs[:0]]
+    keep = np.zeros(len(pairs), dtype=bool)
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-        part = pairs[start : start + _PAIRS_AT_ONCE]
-        left, right = part[:, 0], part[:, 1]
+        left, right = pairs[start : start + _PAIRS_AT_ONCE].T
         estimate = (signatures[left] == signatures[right]).mean(axis=1)
         shared = threshold * np.sqrt(sizes[left] * sizes[right])
-        floor = shared / (sizes[left] + sizes[right] - shared) - _SLACK
-        kept.append(part[estimate >= floor])
-    return np.concatenate(kept)
+        keep[start : start + _PAIRS_AT_ONCE] = (
+            estimate >= shared / (sizes[left] + sizes[right] - shared) - _SLACK
+        )
+    return pairs[keep]
 
 
 def _verified(

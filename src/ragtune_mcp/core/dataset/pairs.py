@@ -93,15 +93,11 @@ class RatedPairs(NamedTuple):
 
 
 NEGATIVE_KINDS: frozenset[PairKind] = frozenset({"negative", "hard_negative", "easy_negative"})
-MIN_WEIGHT = 0.01
 _KIND_ORDER: tuple[PairKind, ...] = ("positive", "negative", "hard_negative", "easy_negative", "synthetic")
 
 
 def rated_pairs(judgements: Sequence[Judgement], groups: Mapping[str, str], rules: PairRules) -> RatedPairs:
     """Turn judgements into positives and negatives.
-
-    The weight of a pair is the judgement's, times |rating - 3| / 2: on the ratings of FeedbackQA a 4 moves
-    the odds of relevance half as far as a 5 does (docs/training-data.md).
 
     Args:
         judgements: at most one per (query, document).
@@ -123,7 +119,7 @@ def rated_pairs(judgements: Sequence[Judgement], groups: Mapping[str, str], rule
     pairs: list[TrainingPair] = []
     capped: list[Judgement] = []
     for (query, kind), members in sides.items():
-        members.sort(key=lambda j: (-j.weight * abs(j.rating - 3), j.document_id))
+        members.sort(key=lambda j: (-j.weight, j.document_id))
         capped += members[rules.per_query :]
         pairs += (_rated(j, kind, groups[query]) for j in members[: rules.per_query])
     return RatedPairs(tuple(sorted(pairs, key=canonical)), tuple(neutral), tuple(capped))
@@ -147,7 +143,7 @@ def _rated(judgement: Judgement, kind: PairKind, group: str) -> TrainingPair:
         document=judgement.document,
         label=round((judgement.rating - 1) / 4, 6),
         kind=kind,
-        weight=max(MIN_WEIGHT, round(judgement.weight * abs(judgement.rating - 3) / 2, 6)),
+        weight=judgement.weight,
         rating=judgement.rating,
         document_id=judgement.document_id,
         query_group=group,

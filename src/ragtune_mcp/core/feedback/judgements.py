@@ -17,12 +17,12 @@ An answer's rating means its `relevance` detail where the user gave one, since t
 length and style. Every opinion is halved in weight by `half_life_days` of age, down to `recency_floor`.
 
 Of one known rater only the newest opinion on a (query, document) counts; different raters, and raters
-unknown, are pooled by weighted mean. With W the summed weights, the pooled weight is
+unknown, are pooled. An opinion of weight w and rating r is evidence w (r - 3) / 2, between -w and w; on the
+ratings of FeedbackQA the log odds of relevance follow that line (docs/training-data.md). With E their sum,
 
-    W / (W + 1)  x  (1 - spread / 2)
-
-where spread is the weighted standard deviation of the ratings (0 to 2): one fresh explicit rating weighs .5,
-two that agree .67, a 1 against a 5 nothing but the floor.
+    the pooled weight is |E| / (|E| + 1): a fresh explicit 5 weighs .50, a 4 .33, two 5 .67, two 5 and a 1 .50
+    the pooled rating is the weighted median, when one side of 3 holds two thirds of the evidence or more;
+    otherwise the opinions contradict each other and it is their weighted mean, which lies near 3.
 """
 
 from __future__ import annotations
@@ -70,6 +70,9 @@ _REASONS = (
     "no_rating",
 )
 MIN_DOCUMENT_CHARS = 3
+# |net| / gross evidence of a two-thirds majority.
+MAJORITY = 1 / 3
+_EPSILON = 1e-9
 
 
 class DocumentCatalogue(DocumentSource, Protocol):
@@ -98,13 +101,14 @@ class JudgementOptions:
 
 
 class Contradiction(NamedTuple):
-    """Opinions on both sides of 3 about one (query, document), and what they were pooled to."""
+    """Opinions on both sides of 3 about one (query, document); resolved when one side has its majority."""
 
     query: str
     document_id: str
     ratings: tuple[float, ...]
     rating: float
     weight: float
+    resolved: bool
     feedback_ids: tuple[str, ...]
 
 
@@ -380,9 +384,8 @@ class _Pool:
         contradictions: list[Contradiction] = []
         for key in sorted(groups):
             opinions = groups[key]
-            rating, weight = _weighted(
-                opinions, [o.weight * recency[o.entry] for o in opinions], options.min_weight
-            )
+            weights = [o.weight * recency[o.entry] for o in opinions]
+            rating, weight, resolved = _pool_opinions(opinions, weights, options.min_weight)
             ids = tuple(sorted({self.records[o.entry].feedback_id for o in opinions}))
             query = spelling[key[0]]
             judgements.append(
@@ -400,7 +403,7 @@ class _Pool:
             )
             ratings = tuple(sorted(o.rating for o in opinions))
             if ratings[0] < 3 < ratings[-1]:
-                contradictions.append(Contradiction(query, key[1], ratings, rating, weight, ids))
+                contradictions.append(Contradiction(query, key[1], ratings, rating, weight, resolved, ids))
         return judgements, contradictions
 
     def rejected(self, used: frozenset[str]) -> Iterator[Rejected]:
@@ -441,15 +444,38 @@ class _Pool:
         return {key: min(c, key=lambda s: (-c[s], s)) for key, c in counts.items()}
 
 
-def _weighted(opinions: Sequence[_Placed], weights: Sequence[float], floor: float) -> tuple[float, float]:
-    """Weighted mean rating in [1, 5] and pooled weight in [floor, 1); sums are exact, so order cannot
-    show.
+def _pool_opinions(
+    opinions: Sequence[_Placed], weights: Sequence[float], floor: float
+) -> tuple[float, float, bool]:
+    """Pooled rating in [1, 5], weight in [floor, 1), and whether one side has its majority.
+
+    Sums are exact (fsum), so that the order of the opinions cannot show in the last digit.
     """
-    total = math.fsum(weights)
-    mean = math.fsum(w * o.rating for w, o in zip(weights, opinions, strict=True)) / total
-    variance = math.fsum(w * (o.rating - mean) ** 2 for w, o in zip(weights, opinions, strict=True)) / total
-    weight = total / (total + 1) * (1 - math.sqrt(variance) / 2)
-    return min(5.0, max(1.0, round(mean, 6))), max(floor, round(weight, 6))
+    evidence = [w * (o.rating - 3) / 2 for w, o in zip(weights, opinions, strict=True)]
+    net, gross = math.fsum(evidence), math.fsum(map(abs, evidence))
+    resolved = abs(net) >= MAJORITY * gross - _EPSILON
+    if resolved:
+        rating = _weighted_median(opinions, weights)
+    else:
+        rating = 3 + 2 * net / math.fsum(weights)
+    return round(rating, 6), max(floor, round(abs(net) / (abs(net) + 1), 6)), resolved
+
+
+def _weighted_median(opinions: Sequence[_Placed], weights: Sequence[float]) -> float:
+    """The rating at half the weight; the midpoint of two where the half falls between them."""
+    by_rating: dict[float, list[float]] = defaultdict(list)
+    for opinion, weight in zip(opinions, weights, strict=True):
+        by_rating[opinion.rating].append(weight)
+    ratings = sorted(by_rating)
+    sums = [math.fsum(by_rating[rating]) for rating in ratings]
+    half = math.fsum(sums) / 2
+    for i, rating in enumerate(ratings):
+        below = math.fsum(sums[: i + 1])
+        if abs(below - half) <= _EPSILON and i + 1 < len(ratings):
+            return (rating + ratings[i + 1]) / 2
+        if below > half:
+            return rating
+    return ratings[-1]
 
 
 def ratings_by_source(judgements: Iterable[Judgement]) -> Mapping[str, Any]:
