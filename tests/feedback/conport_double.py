@@ -2,8 +2,8 @@
 
 It is a real MCP server over stdio on ConPort's own tables. The file `double.json` in the workspace says what
 goes wrong: {"die_before": tool} and {"die_after": tool} end the process once, {"hang": tool} never answers
-once, {"locked": n} fails n writes with ConPort's message for a held database, {"locked_item": key} does so once
-for one item of a batch, {"refuse": key} refuses what has that key, {"strict": true} takes values as JSON text.
+once, {"locked": n} fails n writes with ConPort's message for a held database, {"locked_item": key} does so
+once for one item of a batch, {"refuse": key} refuses what has that key, {"strict": true} wants text.
 """
 
 import argparse

@@ -355,8 +355,9 @@ def test_what_is_written_is_read_back_the_same(record):
             st.lists(inner, max_size=3)
             | st.dictionaries(
                 st.sampled_from(
-                    "query rating documents document_ids id text rank score timestamp schema value helpful_ids "
-                    "doc_id document_ratings retrieval conversation_context detailed_feedback reasked".split()
+                    "query rating documents document_ids id text rank score timestamp schema value "
+                    "helpful_ids doc_id document_ratings retrieval conversation_context detailed_feedback "
+                    "reasked".split()
                 ),
                 inner,
                 max_size=5,
