@@ -13,7 +13,7 @@ from ragtune_mcp.core.experiment.trials import TrialStore
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.feedback.outbox import FlushResult, Outbox
 from ragtune_mcp.core.jobs.store import JobStore
-from ragtune_mcp.core.models.encoder import EncoderPool
+from ragtune_mcp.core.models.pool import EncoderPool
 from ragtune_mcp.core.models.registry import Registry
 from ragtune_mcp.core.retrieval.documents import DocumentStore
 from ragtune_mcp.core.retrieval.index import VectorIndex
