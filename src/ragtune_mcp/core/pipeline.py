@@ -16,7 +16,7 @@ from ragtune_mcp.core.clock import to_iso, utc_now
 from ragtune_mcp.core.dataset.export import load_dataset
 from ragtune_mcp.core.finetune.base import BaseModel, resolve_base_model
 from ragtune_mcp.core.finetune.config import FineTuningConfig
-from ragtune_mcp.core.finetune.finetuner import fine_tune
+from ragtune_mcp.core.finetune.tuning import fine_tune
 from ragtune_mcp.core.jobs.worker import JobContext
 from ragtune_mcp.core.models.exporters.onnx import export_onnx
 from ragtune_mcp.core.models.registry import ModelVersion
@@ -93,13 +93,15 @@ def index_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
     plan = plan_index(
         app.workspace, app.documents, paths=tuple(spec["paths"]), source=spec["source"], conport=lambda: app.conport
     )
-    _ensure_encoder(app, ctx, model)
+    versions = app.serving_versions() or [model.version]
+    for version in versions:
+        _ensure_encoder(app, ctx, app.registry.get(version))
     apply_plan(
         plan,
         app.documents,
         app.index,
         app.encoders,
-        app.serving_versions() or [model.version],
+        versions,
         progress=lambda share, message: ctx.progress(0.05 + 0.94 * share, message),
         cancelled=ctx.check_cancelled,
     )

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ragtune_mcp.core.dataset.export import find_dataset, load_dataset
-from ragtune_mcp.core.dataset.generator import DatasetOptions, TrainingDataGenerator
+from ragtune_mcp.core.dataset.generator import TrainingDataGenerator
+from ragtune_mcp.core.dataset.options import DatasetOptions
 from ragtune_mcp.core.errors import FeatureDisabled, InvalidInput, NotEnoughData, UnknownId
+from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.finetune.base import resolve_base_model
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.jobs.job import Job, JobKind
@@ -61,11 +63,13 @@ class TrainingVerbs(Parts):
             next_step=f"Call start_finetune with dataset_id={built.dataset_id!r}.",
         )
 
-    def generator(self) -> TrainingDataGenerator:
-        """The data set generator over this workspace's feedback and, where documents are indexed, its index."""
+    def generator(self, conport: ConPortClient | None = None) -> TrainingDataGenerator:
+        """The data set generator over the feedback of a ConPort and, where documents are indexed, the index."""
         champion = self.registry.alias("champion")
         corpus = self.searcher.corpus(champion) if champion else None
-        return TrainingDataGenerator(self.conport, self.workspace, outbox=self.outbox, corpus=corpus)
+        return TrainingDataGenerator(
+            conport or self.conport, self.workspace, outbox=self.outbox, corpus=corpus, documents=self.documents if champion else None
+        )
 
     def start_finetune(
         self,
