@@ -46,6 +46,7 @@ class InvalidInput(RagTuneError):
     """A value the caller can correct; the message repeats it."""
 
     code = "invalid_input"
+    default_hint = "Correct the value and repeat the call."
 
 
 class PathOutsideWorkspace(InvalidInput):
@@ -69,24 +70,28 @@ class UnknownId(RagTuneError):
     """An id that names nothing here; `code` says of which kind, e.g. `unknown_job`."""
 
     code = "unknown_id"
+    default_hint = "Check the id; list_models and the resource ragtune://status name what exists."
 
 
 class NotEnoughData(RagTuneError):
     """Fewer samples than the stage needs."""
 
     code = "not_enough_data"
+    default_hint = "Collect more ratings: search, then record_feedback."
 
 
 class FeatureDisabled(RagTuneError):
     """The feature is switched off by an environment variable."""
 
     code = "feature_disabled"
+    default_hint = "Set the variable to true and restart the server."
 
 
 class Conflict(RagTuneError):
     """The request clashes with the present state, e.g. a second running test."""
 
     code = "conflict"
+    default_hint = "Read the resource ragtune://status, then decide anew."
 
 
 class GateBlocked(Conflict):
@@ -99,12 +104,14 @@ class NotReady(RagTuneError):
     """The same call will work later; the hint says when or how to find out."""
 
     code = "not_ready"
+    default_hint = "Repeat the call in a few seconds."
 
 
 class IntegrityError(RagTuneError):
     """Files or vectors are not what was recorded."""
 
     code = "integrity"
+    default_hint = "Restore the files, or build them again."
 
 
 class DigestMismatch(IntegrityError):
@@ -135,6 +142,7 @@ class JobFailed(RagTuneError):
     """A background job ended in failure."""
 
     code = "job_failed"
+    default_hint = "Its log stands in the job's folder."
 
 
 class JobCancelled(RagTuneError):
@@ -147,6 +155,7 @@ class ServiceUnavailable(RagTuneError):
     """Another program does not answer; the call may be repeated."""
 
     code = "service_unavailable"
+    default_hint = "Start the service, then repeat the call."
 
 
 class ConPortUnavailable(ServiceUnavailable):
