@@ -21,7 +21,7 @@ _CAN_RUN_CODE = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".
 def hash_files(folder: Path) -> dict[str, str]:
     """The sha256 of every file that belongs to a model.
 
-    A folder with our manifest is ours: every file in it counts, the manifest itself apart. In any other folder
+    A folder with our manifest is ours: every file in it counts, the manifest itself apart. In another folder
     only the files that sentence-transformers reads count.
 
     Args:

@@ -1,0 +1,1 @@
+"""A registered model in other programs' formats, each proven against its source."""

@@ -1,0 +1,184 @@
+"""Export to ONNX: one graph from token ids to the finished vector. Needs torch, so only a worker calls it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragtune_mcp.core.errors import DigestMismatch, ExportMismatch, InvalidInput
+from ragtune_mcp.core.jobs.processes import start_time
+from ragtune_mcp.core.models.encoder import OnnxEncoder, Vectors
+from ragtune_mcp.core.models.files import folder_digest, write_json
+from ragtune_mcp.core.models.layout import ModelLayout, read_layout
+from ragtune_mcp.core.models.pool import MIN_COSINE
+from ragtune_mcp.core.models.probes import PROBE_TEXTS
+from ragtune_mcp.core.workspace import EncoderPaths, sha256_file
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+_LOG = logging.getLogger(__name__)
+_RECORDED_PROBES = 4
+_TOP = 10
+
+
+def export_onnx(model_folder: Path, target_folder: Path) -> dict[str, Any]:
+    """Write `model.onnx`, `tokenizer.json` and `encoder.json` of a model, or keep those that are there.
+
+    Args:
+        model_folder: a model in safetensors form, Transformer + Pooling(mean or cls) [+ Normalize].
+        target_folder: made complete or not at all.
+
+    Returns:
+        The contents of `encoder.json`: digest, dimension, max_tokens, pooling, normalize, files and `parity`:
+        {texts, cosine_min, cosine_mean, worst_text, top_10_overlap} against sentence-transformers.
+
+    Raises:
+        ExportMismatch: a vector's cosine with that of the source is below 0.9999; nothing is written.
+        InvalidInput: the model is built otherwise (code "unsupported_model").
+    """
+    layout = read_layout(model_folder)
+    if layout.prompt:
+        raise InvalidInput(
+            f"The model {model_folder.name} puts {layout.prompt!r} before every text; the export cannot.",
+            code="unsupported_model",
+        )
+    digest = folder_digest(model_folder)
+    target = EncoderPaths(target_folder)
+    if target.config.exists():
+        try:
+            present = OnnxEncoder(target_folder).spec
+        except DigestMismatch as error:
+            _LOG.warning("exporting again: %s", error.message)
+        else:
+            if present.digest == digest:
+                return asdict(present)
+    half = _fresh_folder_beside(target_folder)
+    try:
+        report = _export(model_folder, layout, digest, EncoderPaths(half))
+        _move_into_place(half, target_folder)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+    return report
+
+
+def _export(model_folder: Path, layout: ModelLayout, digest: str, paths: EncoderPaths) -> dict[str, Any]:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(
+        str(model_folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
+    )
+    expected: Vectors = model.encode(list(PROBE_TEXTS), convert_to_numpy=True, show_progress_bar=False)
+    _write_graph(model, layout, paths.model)
+    shutil.copyfile(layout.transformer / paths.tokenizer.name, paths.tokenizer)
+    report: dict[str, Any] = {
+        "digest": digest,
+        "dimension": expected.shape[1],
+        "max_tokens": layout.max_tokens,
+        "pooling": layout.pooling,
+        "normalize": layout.normalize,
+        "files": {path.name: sha256_file(path) for path in (paths.model, paths.tokenizer)},
+        "parity": {},
+        "probes": [
+            {"text": text, "vector": [round(float(value), 7) for value in vector]}
+            for text, vector in zip(PROBE_TEXTS[:_RECORDED_PROBES], expected, strict=False)
+        ],
+    }
+    write_json(paths.config, report)
+    report["parity"] = _parity(expected, OnnxEncoder(paths.folder).encode(PROBE_TEXTS), model_folder.name)
+    write_json(paths.config, report)
+    return report
+
+
+def _write_graph(model: SentenceTransformer, layout: ModelLayout, path: Path) -> None:
+    import torch
+
+    class Graph(torch.nn.Module):
+        """Token ids to vectors: the model's transformer, pooling and, where it has it, Normalize."""
+
+        transformer: Any
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.transformer = model[0].auto_model
+            # The graph of explicit matrix products is a sixth faster in onnxruntime than that of sdpa.
+            self.transformer.set_attn_implementation("eager")
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            tokens = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            vectors = tokens[:, 0]
+            if layout.pooling == "mean":
+                mask = attention_mask.unsqueeze(-1).to(tokens.dtype)
+                vectors = (tokens * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
+            return torch.nn.functional.normalize(vectors, dim=1) if layout.normalize else vectors
+
+    # Any ids of the vocabulary will do: the export follows shapes, not values.
+    ids = torch.ones((2, 5), dtype=torch.int64)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    dynamic = {
+        0: torch.export.Dim("batch", min=1),
+        1: torch.export.Dim("tokens", min=2, max=layout.max_tokens),
+    }
+    with torch.no_grad():
+        torch.onnx.export(
+            Graph().eval(),
+            (ids, mask),
+            str(path),
+            input_names=["input_ids", "attention_mask"],
+            output_names=["vector"],
+            dynamic_shapes={"input_ids": dynamic, "attention_mask": dynamic},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _parity(expected: Vectors, actual: Vectors, name: str) -> dict[str, Any]:
+    source = expected / np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1e-12)
+    cosines = np.sum(source * actual, axis=1)
+    worst = int(cosines.argmin())
+    if not cosines[worst] >= MIN_COSINE:
+        raise ExportMismatch(
+            f"The export of {name} gives another vector than its source for {PROBE_TEXTS[worst][:60]!r}"
+            f" (cosine {cosines[worst]:.6f}, at least {MIN_COSINE} is needed).",
+            hint="The model does something that the export does not carry; serve another model.",
+        )
+    best, found = (np.argsort(-(vectors @ vectors.T), axis=1)[:, :_TOP] for vectors in (source, actual))
+    overlap = [len(set(left) & set(right)) / _TOP for left, right in zip(best, found, strict=True)]
+    return {
+        "texts": len(PROBE_TEXTS),
+        "cosine_min": round(float(cosines[worst]), 8),
+        "cosine_mean": round(float(cosines.mean()), 8),
+        "worst_text": PROBE_TEXTS[worst][:60],
+        "top_10_overlap": round(float(np.mean(overlap)), 4),
+    }
+
+
+def _move_into_place(half: Path, target: Path) -> None:
+    try:
+        half.rename(target)
+    except OSError:
+        # Another model's export, a damaged one, or that of a faster process lies there, and a folder cannot
+        # replace one that is not empty.
+        old = half.with_name(f"{half.name}.old")
+        target.rename(old)
+        half.rename(target)
+        shutil.rmtree(old)
+
+
+def _fresh_folder_beside(target: Path) -> Path:
+    """An empty folder for a half-made export; those of processes that died are removed."""
+    for left in target.parent.glob(f".{target.name}.*"):
+        pid = left.name.removeprefix(f".{target.name}.").partition(".")[0]
+        if not pid.isdigit() or start_time(int(pid)) is None or int(pid) == os.getpid():
+            shutil.rmtree(left)
+    half = target.with_name(f".{target.name}.{os.getpid()}")
+    half.mkdir(parents=True)
+    return half
