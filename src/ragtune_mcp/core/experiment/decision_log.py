@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from datetime import datetime
 
 from ragtune_mcp.core.clock import to_iso
@@ -49,30 +50,72 @@ def log_decision(
     ).fetchone()
     if not decision.is_final and last is not None and last["recommendation"] == decision.recommendation:
         return
-    conn.execute(
-        "INSERT INTO decisions (test_id, at, recommendation, reasons, n, p_anytime, p_value, is_final)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            trial.test_id, to_iso(at), decision.recommendation, json.dumps(decision.reasons), n,
-            p_anytime, p_value, int(decision.is_final),
-        ),
+    append_entry(
+        conn, trial, decision.recommendation, decision.reasons, at, n=n, p_anytime=p_anytime, p_value=p_value,
+        is_final=decision.is_final,
     )  # fmt: skip
     if decision.is_final:
         end_trial(conn, trial, "completed", at, "decision")
 
 
+def append_entry(
+    conn: sqlite3.Connection,
+    trial: Trial,
+    recommendation: str,
+    reasons: Sequence[str],
+    at: datetime,
+    *,
+    n: int = 0,
+    p_anytime: float | None = None,
+    p_value: float | None = None,
+    is_final: bool = False,
+) -> None:
+    """Append one row: a recommendation, or a step of the ramp; arguments as in `log_decision`."""
+    conn.execute(
+        "INSERT INTO decisions (test_id, at, recommendation, reasons, n, p_anytime, p_value, is_final)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            trial.test_id,
+            to_iso(at),
+            recommendation,
+            json.dumps(reasons),
+            n,
+            p_anytime,
+            p_value,
+            int(is_final),
+        ),
+    )
+
+
 def break_circuit(conn: sqlite3.Connection, trial: Trial, at: datetime) -> None:
-    """After a failure of the test version: end the test after 3 in a row or over 5 % of at least 20."""
+    """After a failure of the test version: end the test if it fails too often; a ramp is ended by its watch."""
+    if trial.ramp_phase is not None or final_decision(conn, trial.test_id) is not None:
+        return
+    reason = failure_reason(conn, trial.test_id, 0)
+    if reason:
+        log_decision(conn, trial, Decision(Recommendation.KEEP, (reason,), is_final=True), at, n=0)
+
+
+def failure_reason(conn: sqlite3.Connection, test_id: str, first_phase: int) -> str:
+    """Why the test version counts as broken: it failed 3 times in a row, or in over 5 % of at least 20 searches.
+
+    Args:
+        conn: any connection.
+        test_id: the test.
+        first_phase: count searches from this phase on.
+
+    Returns:
+        The reason, "" for a sound version.
+    """
     rows = conn.execute(
-        "SELECT failure FROM answers a JOIN exposures e ON e.seq = a.exposure_seq"
-        " WHERE a.test_id = ? AND e.assigned != 'baseline' ORDER BY a.seq DESC",
-        (trial.test_id,),
+        "SELECT a.failure FROM answers a JOIN exposures e ON e.seq = a.exposure_seq"
+        " WHERE a.test_id = ? AND e.assigned != 'baseline' AND e.phase >= ? ORDER BY a.seq DESC",
+        (test_id, first_phase),
     ).fetchall()
     failed = sum(1 for row in rows if row["failure"])
     in_a_row = len(rows) >= BREAKER_IN_A_ROW and all(row["failure"] for row in rows[:BREAKER_IN_A_ROW])
     too_many = len(rows) >= BREAKER_MIN_SEARCHES and failed > BREAKER_SHARE * len(rows)
-    if not (in_a_row or too_many) or final_decision(conn, trial.test_id) is not None:
-        return
+    if not (in_a_row or too_many):
+        return ""
     why = f"{BREAKER_IN_A_ROW} in a row" if in_a_row else f"over {BREAKER_SHARE:.0%}"
-    reason = f"circuit breaker: the test model failed on {failed} of {len(rows)} searches ({why})"
-    log_decision(conn, trial, Decision(Recommendation.KEEP, (reason,), is_final=True), at, n=0)
+    return f"circuit breaker: the test model failed on {failed} of {len(rows)} searches ({why})"

@@ -24,11 +24,12 @@ ARM_BETS: Array = np.array([-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.1, 0.2, 0.3, 0
 CREDIT_BETS: Array = np.array([t / 10 for t in range(-9, 10) if t])
 HARM_E_VALUE = 20.0
 HARM_MIN_PER_ARM = 10
-_CHUNK = 32
 _SHRINK = 5.0
+_MIN_FOR_SLOPE = 10
 
 
-def _log_mean_exp(log_values: Array) -> Array:
+def log_mean_exp(log_values: Array) -> Array:
+    """Log of the mean of exponentials over the last axis."""
     top = log_values.max(axis=-1, keepdims=True)
     means: Array = np.log(np.exp(log_values - top).mean(axis=-1)) + top[..., 0]
     return means
@@ -68,7 +69,7 @@ class Mixture:
         half = len(self.bets) // 2
         wealth = self.log_wealth + np.cumsum(np.log1p(steps[:, None] * self.bets), axis=0)
         path = np.stack(
-            [_log_mean_exp(wealth), _log_mean_exp(wealth[:, :half]), _log_mean_exp(wealth[:, half:])], axis=1
+            [log_mean_exp(wealth), log_mean_exp(wealth[:, :half]), log_mean_exp(wealth[:, half:])], axis=1
         )
         self.log_wealth = wealth[-1]
         self.sup = max(self.sup, float(path[:, 0].max()))
@@ -105,33 +106,34 @@ class Predictor:
         Returns:
             (n,) predictions in (0, 1).
         """
+        if not len(y):
+            return np.zeros(0)
+        z = np.zeros(len(y)) if z is None else z
         before = np.arange(self.n, self.n + len(y), dtype=float)
-        prior_y = self.y + np.concatenate(([0.0], np.cumsum(y)[:-1])) if len(y) else np.zeros(0)
-        m: Array = (1.0 + prior_y) / (before + 2.0)
-        if z is not None and len(y):
-            m = self._adjusted(m, before, prior_y, y, z)
+        prior_y, self.y = _running(self.y, y)
+        prior_z, self.z = _running(self.z, z)
+        prior_zz, self.zz = _running(self.zz, z * z)
+        prior_zy, self.zy = _running(self.zy, z * y)
         self.n += len(y)
-        self.y += float(np.sum(y))
-        return m
-
-    def _adjusted(self, m: Array, before: Array, prior_y: Array, y: Array, z: Array) -> Array:
-        def prior(start: float, values: Array) -> Array:
-            sums: Array = start + np.concatenate(([0.0], np.cumsum(values)[:-1]))
-            return sums
-
-        prior_z, prior_zz, prior_zy = prior(self.z, z), prior(self.zz, z * z), prior(self.zy, z * y)
+        m: Array = (1.0 + prior_y) / (before + 2.0)
         count = np.maximum(before, 1.0)
         sxx = prior_zz - prior_z**2 / count
-        sxy = prior_zy - prior_z * prior_y / count
-        beta = np.where(before >= 10, sxy / (sxx + _SHRINK), 0.0)
-        self.z += float(z.sum())
-        self.zz += float((z * z).sum())
-        self.zy += float((z * y).sum())
-        adjusted: Array = np.clip(m + beta * (z - prior_z / count), 0.02, 0.98)
-        return np.where(before >= 10, adjusted, m)
+        beta = (prior_zy - prior_z * prior_y / count) / (sxx + _SHRINK)
+        adjusted = np.clip(m + beta * (z - prior_z / count), 0.02, 0.98)
+        return np.where((before >= _MIN_FOR_SLOPE) & (sxx > 0.0), adjusted, m)
+
+    def to_state(self) -> list[float]:
+        """Plain numbers, exact under JSON."""
+        return [self.n, self.y, self.z, self.zz, self.zy]
 
 
-def _steps(y: Array, w: Array, p: Array, m: Array, d0: Array | float) -> Array:
+def _running(start: float, values: Array) -> tuple[Array, float]:
+    """The sum before each value, and after the last; added one by one, so that batches give the same."""
+    sums = np.cumsum(np.concatenate(([start], values)))
+    return sums[:-1], float(sums[-1])
+
+
+def arm_steps(y: Array, w: Array, p: Array, m: Array, d0: Array | float) -> Array:
     """Section 3 of the method: the scaled, centred product of assignment and outcome, in [-1, 1]."""
     q = p * (1.0 - p)
     x = (w - p) * (y - m) - q * d0
@@ -174,7 +176,7 @@ class ArmProcess:
         """
         y = (values - self.lo) / (self.hi - self.lo)
         m = self.predictor.extend(y, covariate)
-        path = self.mixture.extend(_steps(y, in_test, propensity, m, 0.0))
+        path = self.mixture.extend(arm_steps(y, in_test, propensity, m, 0.0))
         if len(y):
             n_test = self.n_arm[1] + np.cumsum(in_test)
             n_base = self.n_arm[0] + np.cumsum(1.0 - in_test)
@@ -196,10 +198,9 @@ class ArmProcess:
 
     def to_state(self) -> dict[str, Any]:
         """Plain numbers, exact under JSON."""
-        p = self.predictor
         return {
             "bounds": [self.lo, self.hi],
-            "predictor": [p.n, p.y, p.z, p.zz, p.zy],
+            "predictor": self.predictor.to_state(),
             "wealth": self.mixture.log_wealth.tolist(),
             "sup": [self.mixture.sup, self.sup_harm, self.mixture.last_greater],
             "n_arm": self.n_arm,
@@ -217,80 +218,6 @@ class ArmProcess:
             n_arm=list(state["n_arm"]),
             sup_harm=sup_harm,
         )
-
-
-@dataclass(slots=True)
-class ConfidenceSequence:
-    """An interval for mean(test) - mean(baseline) that covers at all times at once, at level 1 - alpha.
-
-    Every difference on a grid is tested by its own e-process; one that was ever rejected stays out, so the
-    work falls as the interval narrows.
-
-    Attributes:
-        lo: smallest value of the metric.
-        hi: largest.
-        step: grid step in units of the metric.
-        low: lower end of the hull of what is not rejected.
-        high: upper end.
-    """
-
-    lo: float
-    hi: float
-    step: float
-    alpha: float = 0.05
-    low: float = field(init=False)
-    high: float = field(init=False)
-    predictor: Predictor = field(default_factory=Predictor)
-    grid: Array = field(init=False)
-    log_wealth: Array = field(init=False)
-
-    def __post_init__(self) -> None:
-        width = self.hi - self.lo
-        half = round(width / self.step)
-        self.grid = np.arange(-half, half + 1, dtype=np.float64) * self.step
-        self.log_wealth = np.zeros((len(self.grid), len(ARM_BETS)))
-        self.low, self.high = -width, width
-
-    def extend(
-        self, values: Array, in_test: Array, propensity: Array, covariate: Array | None = None
-    ) -> None:
-        """Add units in arrival order; arguments as in `ArmProcess.extend`."""
-        y = (values - self.lo) / (self.hi - self.lo)
-        m = self.predictor.extend(y, covariate)
-        for start in range(0, len(y), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            self._extend_chunk(y[part, None], in_test[part, None], propensity[part, None], m[part, None])
-
-    def _extend_chunk(self, y: Array, w: Array, p: Array, m: Array) -> None:
-        if not len(self.grid):
-            return
-        steps = _steps(y, w, p, m, self.grid / (self.hi - self.lo))
-        wealth = self.log_wealth + np.cumsum(np.log1p(steps[:, :, None] * ARM_BETS), axis=0)
-        alive = _log_mean_exp(wealth).max(axis=0) < -np.log(self.alpha)
-        self.grid, self.log_wealth = self.grid[alive], wealth[-1, alive]
-        if len(self.grid):
-            self.low, self.high = float(self.grid[0]), float(self.grid[-1])
-
-    def to_state(self) -> dict[str, Any]:
-        """Plain numbers, exact under JSON."""
-        p = self.predictor
-        return {
-            "bounds": [self.lo, self.hi, self.step, self.alpha],
-            "hull": [self.low, self.high],
-            "predictor": [p.n, p.y, p.z, p.zz, p.zy],
-            "grid": self.grid.tolist(),
-            "wealth": self.log_wealth.tolist(),
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Self:
-        """The inverse of `to_state`."""
-        lo, hi, step, alpha = state["bounds"]
-        made = cls(lo, hi, step, alpha, predictor=Predictor(*state["predictor"]))
-        made.low, made.high = state["hull"]
-        made.grid = np.array(state["grid"], dtype=float)
-        made.log_wealth = np.array(state["wealth"], dtype=float).reshape(len(made.grid), len(ARM_BETS))
-        return made
 
 
 def arm_e_values(

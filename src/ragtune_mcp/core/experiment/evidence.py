@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from ragtune_mcp.core.experiment.assignment import Variant
-from ragtune_mcp.core.experiment.eprocess import CREDIT_BETS, ArmProcess, ConfidenceSequence, Mixture
+from ragtune_mcp.core.experiment.confidence import ArmSequence, Candidates, add_credits, credit_candidates
+from ragtune_mcp.core.experiment.counts import ArmTraffic, Ratio
+from ragtune_mcp.core.experiment.eprocess import CREDIT_BETS, ArmProcess, Array, Mixture
 from ragtune_mcp.core.experiment.interleaving import MIDPOINT_RATING, delta_dcg_credit
 from ragtune_mcp.core.experiment.ledger import AnswerEvent, ExposureEvent
 from ragtune_mcp.core.experiment.metrics import METRICS, QUALITY, Metric
-from ragtune_mcp.core.experiment.statistics import EMPTY, SRM_PRIOR, Moments
+from ragtune_mcp.core.experiment.statistics import EMPTY, JointMoments, Moments
 from ragtune_mcp.core.experiment.units import (
     First,
     UnitChange,
@@ -24,71 +26,59 @@ from ragtune_mcp.core.experiment.units import (
 )
 
 POSITIVE_RATING = 4.0
-_LATENCY_RATIO = math.log(1.02)
+HARM_MIN_QUERIES = 20
 _EVERY_POINT_UP_TO = 40
 _POINT_GROWTH = 1.05
-HARM_MIN_QUERIES = 20
 
 
-@dataclass(slots=True)
-class ArmTraffic:
-    """Counts of one arm.
+class Point(NamedTuple):
+    """The state after n units: moments of both arms (interleaved: the credit, as test) and the interval."""
 
-    Attributes:
-        units: distinct units exposed.
-        rated_units: of those, units with any feedback.
-        positives: units whose answer rating stands at 4 or more.
-        searches: answered searches.
-        latencies: number of answers by bucket; a bucket is 2 % wide.
-    """
+    n: int
+    baseline: Moments
+    test: Moments
+    low: float
+    high: float
 
-    units: int = 0
-    rated_units: int = 0
-    positives: int = 0
-    searches: int = 0
-    fallbacks: int = 0
-    empty: int = 0
-    latencies: dict[int, int] = field(default_factory=dict)
+    @property
+    def effect(self) -> float | None:
+        """mean(test) - mean(baseline); the mean credit when interleaved; None while an arm is empty."""
+        if not self.test.n:
+            return None
+        if not self.baseline.n:
+            return self.test.mean if self.test.n == self.n else None
+        return self.test.mean - self.baseline.mean
 
-    def add_answer(self, event: AnswerEvent) -> None:
-        """Count one answered search."""
-        self.searches += 1
-        self.fallbacks += event.failed
-        self.empty += event.is_empty
-        bucket = round(math.log(max(event.latency_ms, 0.01)) / _LATENCY_RATIO)
-        self.latencies[bucket] = self.latencies.get(bucket, 0) + 1
+    def to_state(self) -> list[Any]:
+        """Plain numbers, exact under JSON."""
+        return [self.n, list(self.baseline), list(self.test), self.low, self.high]
 
-    def latency_ms(self, rank: int) -> float:
-        """The `rank`-th smallest latency, from 1, within 1 %."""
-        seen = 0
-        for bucket in sorted(self.latencies):
-            seen += self.latencies[bucket]
-            if seen >= rank:
-                return math.exp(bucket * _LATENCY_RATIO)
-        return math.nan
+    @classmethod
+    def from_state(cls, state: list[Any]) -> Self:
+        """The inverse of `to_state`."""
+        return cls(state[0], Moments(*state[1]), Moments(*state[2]), state[3], state[4])
 
 
-@dataclass(slots=True)
-class Ratio:
-    """Sample ratio of one phase: counts, the log e-value now and its largest value so far."""
+def next_point(n: int) -> int:
+    """The size after n at which the trajectory gets a point: every unit at first, then every 5 %."""
+    if n < _EVERY_POINT_UP_TO:
+        return n + 1
+    point = float(_EVERY_POINT_UP_TO)
+    while math.ceil(point) <= n:
+        point *= _POINT_GROWTH
+    return math.ceil(point)
 
-    split: float
-    baseline: int = 0
-    test: int = 0
-    log_e: float = 0.0
-    sup: float = 0.0
 
-    def add(self, *, in_test: bool) -> None:
-        """One more unit; the e-value grows by the ratio of predictive to planned probability."""
-        weight = SRM_PRIOR + self.baseline + self.test
-        share = (SRM_PRIOR * self.split + self.test) / weight
-        if in_test:
-            self.test += 1
-            self.log_e += math.log(share / self.split)
-        else:
-            self.baseline += 1
-            self.log_e += math.log((1.0 - share) / (1.0 - self.split))
-        self.sup = max(self.sup, self.log_e)
+class _Firsts(NamedTuple):
+    """Frozen values in order of arrival, as columns."""
+
+    values: Array
+    in_test: Array
+    propensity: Array
+    covariate: Array
+
+    def part(self, start: int, stop: int) -> _Firsts:
+        return _Firsts(*(column[start:stop] for column in self))
 
 
 @dataclass(slots=True)
@@ -99,60 +89,57 @@ class MetricEvidence:
         sums: phase -> [baseline, test] moments of the units' present values.
         frozen: [baseline, test] moments of the frozen values.
         sequence: confidence sequence, kept for the primary metric.
-        points: of the primary metric: [n, baseline moments, test moments, low, high] at growing n.
+        points: trajectory of the primary metric.
     """
 
     metric: Metric
     process: ArmProcess
-    sequence: ConfidenceSequence | None
-    sums: dict[int, list[Moments]] = field(default_factory=dict)
+    sequence: ArmSequence | None
+    sums: dict[int, list[JointMoments]] = field(default_factory=dict)
     frozen: list[Moments] = field(default_factory=lambda: [EMPTY, EMPTY])
-    points: list[list[float]] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
 
     @classmethod
     def empty(cls, metric: Metric, *, is_primary: bool) -> Self:
         """Before the first rating."""
-        sequence = ConfidenceSequence(metric.lo, metric.hi, metric.grid_step) if is_primary else None
+        sequence = ArmSequence.empty(metric.lo, metric.hi, metric.grid_step) if is_primary else None
         return cls(metric, ArmProcess(metric.lo, metric.hi), sequence)
 
-    def replace(self, phase: int, in_test: bool, old: float | None, new: float | None) -> None:
+    def replace(self, change: UnitChange, old: float | None, new: float | None) -> None:
         """Exchange a unit's present value."""
-        arms = self.sums.setdefault(phase, [EMPTY, EMPTY])
-        n, total, squares = arms[in_test]
+        arms = self.sums.setdefault(change.phase, [JointMoments(), JointMoments()])
         if old is not None:
-            n, total, squares = n - 1, total - old, squares - old * old
+            arms[change.in_test] = arms[change.in_test].add(old, change.covariate, -1)
         if new is not None:
-            n, total, squares = n + 1, total + new, squares + new * new
-        arms[in_test] = Moments(n, total, squares)
+            arms[change.in_test] = arms[change.in_test].add(new, change.covariate)
 
     def append(self, firsts: Sequence[tuple[First, UnitChange]]) -> None:
         """Add frozen values in order of arrival."""
-        values = np.array([first.value for first, _ in firsts])
-        in_test = np.array([float(change.in_test) for _, change in firsts])
-        propensity = np.array([change.propensity for _, change in firsts])
+        rows = [(f.value, float(c.in_test), c.propensity, c.covariate) for f, c in firsts]
+        columns = _Firsts(*np.array(rows, dtype=np.float64).reshape(-1, 4).T)
         start = 0
-        while start < len(values):
+        while start < len(rows):
             n = self.frozen[0].n + self.frozen[1].n
-            stop = min(len(values), start + _next_point(n) - n) if self.sequence else len(values)
-            part = slice(start, stop)
-            self.process.extend(values[part], in_test[part], propensity[part])
-            for arm in (0, 1):
-                chosen = values[part][in_test[part] == arm]
-                self.frozen[arm] = self.frozen[arm].plus(
-                    Moments(len(chosen), float(chosen.sum()), float((chosen * chosen).sum()))
-                )
-            if self.sequence:
-                self.sequence.extend(values[part], in_test[part], propensity[part])
-                self._add_point(n + stop - start, is_due=n + stop - start == _next_point(n))
+            stop = min(len(rows), start + next_point(n) - n) if self.sequence else len(rows)
+            self._append_part(columns.part(start, stop), is_point=n + stop - start == next_point(n))
             start = stop
 
-    def _add_point(self, n: int, *, is_due: bool) -> None:
-        if is_due and self.sequence:
-            self.points.append([n, *self.frozen[0], *self.frozen[1], self.sequence.low, self.sequence.high])
+    def _append_part(self, part: _Firsts, *, is_point: bool) -> None:
+        self.process.extend(*part)
+        for arm in (0, 1):
+            chosen = part.values[part.in_test == arm]
+            moments = Moments(len(chosen), float(chosen.sum()), float((chosen * chosen).sum()))
+            self.frozen[arm] = self.frozen[arm].plus(moments)
+        if self.sequence:
+            self.sequence.extend(*part)
+            if is_point:
+                n = self.frozen[0].n + self.frozen[1].n
+                low, high = self.sequence.interval
+                self.points.append(Point(n, self.frozen[0], self.frozen[1], low, high))
 
-    def totals(self) -> tuple[Moments, Moments]:
+    def totals(self) -> tuple[JointMoments, JointMoments]:
         """(baseline, test) moments over all phases."""
-        baseline, test = EMPTY, EMPTY
+        baseline, test = JointMoments(), JointMoments()
         for b, t in self.sums.values():
             baseline, test = baseline.plus(b), test.plus(t)
         return baseline, test
@@ -164,30 +151,21 @@ class MetricEvidence:
             "sequence": self.sequence.to_state() if self.sequence else None,
             "sums": {str(phase): [list(arm) for arm in arms] for phase, arms in self.sums.items()},
             "frozen": [list(arm) for arm in self.frozen],
-            "points": self.points,
+            "points": [point.to_state() for point in self.points],
         }
 
     @classmethod
     def from_state(cls, metric: Metric, state: dict[str, Any]) -> Self:
         """The inverse of `to_state`."""
+        sequence = state["sequence"]
         return cls(
             metric,
             ArmProcess.from_state(state["process"]),
-            ConfidenceSequence.from_state(state["sequence"]) if state["sequence"] else None,
-            {int(phase): [Moments(*arm) for arm in arms] for phase, arms in state["sums"].items()},
+            ArmSequence.from_state(metric.lo, metric.hi, sequence) if sequence else None,
+            {int(phase): [JointMoments(*arm) for arm in arms] for phase, arms in state["sums"].items()},
             [Moments(*arm) for arm in state["frozen"]],
-            state["points"],
+            [Point.from_state(point) for point in state["points"]],
         )
-
-
-def _next_point(n: int) -> int:
-    """The size after n at which the trajectory gets a point: every unit at first, then every 5 %."""
-    if n < _EVERY_POINT_UP_TO:
-        return n + 1
-    point = float(_EVERY_POINT_UP_TO)
-    while math.ceil(point) <= n:
-        point *= _POINT_GROWTH
-    return math.ceil(point)
 
 
 @dataclass(slots=True)
@@ -195,10 +173,12 @@ class CreditEvidence:
     """Interleaving: credits in order of arrival, and the mean document rating they are measured against."""
 
     mixture: Mixture = field(default_factory=lambda: Mixture(CREDIT_BETS))
+    candidates: Candidates = field(default_factory=credit_candidates)
     credits: Moments = EMPTY
     sup_harm: float = 0.0
     n_ratings: int = 0
     rating_total: float = 0.0
+    points: list[Point] = field(default_factory=list)
 
     def append(self, changes: Iterable[UnitChange]) -> None:
         """Credit the units whose documents were rated for the first time, in order of arrival."""
@@ -211,29 +191,46 @@ class CreditEvidence:
         for query in sorted(fresh):
             no_mean = query.are_marks or not self.n_ratings
             expected = MIDPOINT_RATING if no_mean else self.rating_total / self.n_ratings
-            credit = delta_dcg_credit(query.rated, expected)
-            path = self.mixture.extend(np.array([credit]))
-            self.credits = self.credits.plus(Moments(1, credit, credit * credit))
+            self._add(delta_dcg_credit(query.rated, expected))
             if not query.are_marks:
                 self.n_ratings += len(query.rated)
                 self.rating_total += sum(rating for rating, _ in query.rated)
-            if self.credits.n >= HARM_MIN_QUERIES:
-                self.sup_harm = max(self.sup_harm, float(path[-1, 1]))
+
+    def _add(self, credit: float) -> None:
+        is_point = next_point(self.credits.n) == self.credits.n + 1
+        self.credits = self.credits.plus(Moments(1, credit, credit * credit))
+        path = self.mixture.extend(np.array([credit]))
+        if self.credits.n >= HARM_MIN_QUERIES:
+            self.sup_harm = max(self.sup_harm, float(path[-1, 1]))
+        add_credits(self.candidates, np.array([credit]))
+        if is_point:
+            self.points.append(
+                Point(self.credits.n, EMPTY, self.credits, self.candidates.low, self.candidates.high)
+            )
 
     def to_state(self) -> dict[str, Any]:
         """Plain numbers, exact under JSON."""
         return {
             "wealth": self.mixture.log_wealth.tolist(),
             "sup": [self.mixture.sup, self.sup_harm],
+            "candidates": self.candidates.to_state(),
             "credits": list(self.credits),
             "ratings": [self.n_ratings, self.rating_total],
+            "points": [point.to_state() for point in self.points],
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """The inverse of `to_state`."""
-        mixture = Mixture(CREDIT_BETS, np.array(state["wealth"]), state["sup"][0])
-        return cls(mixture, Moments(*state["credits"]), state["sup"][1], *state["ratings"])
+        return cls(
+            Mixture(CREDIT_BETS, np.array(state["wealth"]), state["sup"][0]),
+            Candidates.from_state(state["candidates"], CREDIT_BETS),
+            Moments(*state["credits"]),
+            state["sup"][1],
+            state["ratings"][0],
+            state["ratings"][1],
+            [Point.from_state(point) for point in state["points"]],
+        )
 
 
 @dataclass(slots=True)
@@ -264,6 +261,11 @@ class Evidence:
         }
         arms = {str(arm): ArmTraffic() for arm in (Variant.BASELINE, Variant.TEST)}
         return cls(primary, is_interleaved, [0, 0, 0], arms, {}, metrics, CreditEvidence())
+
+    @property
+    def points(self) -> list[Point]:
+        """The trajectory of the effect."""
+        return self.credit.points if self.is_interleaved else self.metrics[self.primary].points
 
     def add_exposures(self, events: Iterable[ExposureEvent]) -> None:
         """Count exposures in order."""
@@ -296,16 +298,12 @@ class Evidence:
         for name, evidence in self.metrics.items():
             firsts = []
             for change in changes:
-                old, new = (
-                    current_value(METRICS[name], change.before),
-                    current_value(METRICS[name], change.after),
-                )
+                old = current_value(METRICS[name], change.before)
+                new = current_value(METRICS[name], change.after)
                 if new != old:
-                    evidence.replace(change.phase, change.in_test, old, new)
-                if old is None and new is not None:
-                    first = first_value(METRICS[name], change)
-                    if first is not None:
-                        firsts.append((first, change))
+                    evidence.replace(change, old, new)
+                if old is None and new is not None and (first := first_value(METRICS[name], change)):
+                    firsts.append((first, change))
             evidence.append(sorted(firsts, key=lambda entry: entry[0].seq))
 
     def _arms_of(self, arm: str) -> list[ArmTraffic]:
@@ -323,21 +321,8 @@ class Evidence:
         return {
             "seqs": self.seqs,
             "mixed": self.mixed_units,
-            "arms": {
-                name: [
-                    a.units,
-                    a.rated_units,
-                    a.positives,
-                    a.searches,
-                    a.fallbacks,
-                    a.empty,
-                    sorted(a.latencies.items()),
-                ]
-                for name, a in self.arms.items()
-            },
-            "ratios": {
-                str(phase): [r.split, r.baseline, r.test, r.log_e, r.sup] for phase, r in self.ratios.items()
-            },
+            "arms": {name: traffic.to_state() for name, traffic in self.arms.items()},
+            "ratios": {str(phase): ratio.to_state() for phase, ratio in self.ratios.items()},
             "metrics": {name: evidence.to_state() for name, evidence in self.metrics.items()},
             "credit": self.credit.to_state(),
         }
@@ -349,7 +334,7 @@ class Evidence:
             primary,
             is_interleaved,
             list(state["seqs"]),
-            {name: ArmTraffic(*counts[:6], dict(counts[6])) for name, counts in state["arms"].items()},
+            {name: ArmTraffic.from_state(counts) for name, counts in state["arms"].items()},
             {int(phase): Ratio(*values) for phase, values in state["ratios"].items()},
             {name: MetricEvidence.from_state(METRICS[name], s) for name, s in state["metrics"].items()},
             CreditEvidence.from_state(state["credit"]),

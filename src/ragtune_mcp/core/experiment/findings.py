@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from ragtune_mcp.core.experiment.counts import ArmTraffic
 from ragtune_mcp.core.experiment.decision import MIN_RATED_PER_ARM, Guard
 from ragtune_mcp.core.experiment.eprocess import HARM_E_VALUE
-from ragtune_mcp.core.experiment.evidence import ArmTraffic, Evidence, MetricEvidence
+from ragtune_mcp.core.experiment.evidence import Evidence, MetricEvidence
 from ragtune_mcp.core.experiment.metrics import CREDIT, METRICS, Metric
-from ragtune_mcp.core.experiment.planning import units_needed
 from ragtune_mcp.core.experiment.statistics import (
     Comparison,
     Moments,
@@ -24,6 +24,7 @@ from ragtune_mcp.core.experiment.statistics import (
     stratified,
     welch,
 )
+from ragtune_mcp.core.experiment.traffic import units_needed
 from ragtune_mcp.core.experiment.trials import Trial
 
 LATENCY_RATIO = 1.5
@@ -66,18 +67,17 @@ def findings_of(trial: Trial, evidence: Evidence) -> Findings:
     """Summarise the evidence; pure."""
     is_interleaved = trial.mode == "interleave"
     main = evidence.metrics[trial.metrics[0]]
-    totals = main.totals()
+    baseline, test = (joint.raw for joint in main.totals())
     credits = evidence.credit.credits
     comparison = one_sample(credits) if is_interleaved else _compare(main)
     metric = CREDIT if is_interleaved else main.metric
-    rated = (credits.n, credits.n) if is_interleaved else (totals[0].n, totals[1].n)
-    sequence = main.sequence
+    rated = (credits.n, credits.n) if is_interleaved else (baseline.n, test.n)
     return Findings(
         metric=metric,
         comparison=comparison,
         p_anytime=evidence.credit.mixture.p_anytime if is_interleaved else main.process.p_anytime,
-        interval_anytime=(sequence.low, sequence.high) if sequence else None,
-        hedges_g=None if is_interleaved else hedges_g(totals[1], totals[0]),
+        interval_anytime=_interval_anytime(evidence),
+        hedges_g=None if is_interleaved else hedges_g(test, baseline),
         rated=rated,
         is_harmed=(
             evidence.credit.sup_harm >= math.log(HARM_E_VALUE) if is_interleaved else main.process.is_harmed
@@ -92,7 +92,7 @@ def findings_of(trial: Trial, evidence: Evidence) -> Findings:
         srm_p=_srm_p(evidence),
         mixed_share=evidence.mixed_units / max(1, sum(a.units for a in evidence.arms.values())),
         warnings=tuple(_warnings(trial, evidence, comparison)),
-        need=_need(trial, metric, credits if is_interleaved else totals[0].plus(totals[1]), rated),
+        need=_need(trial, metric, credits if is_interleaved else baseline.plus(test), rated),
     )
 
 
@@ -107,8 +107,18 @@ def remaining_text(trial: Trial, found: Findings, now: datetime) -> str:
     return f"{hours:.1f} h left; {ratings} for 80 % power at {found.metric.reference_effect:g}"
 
 
+def _interval_anytime(evidence: Evidence) -> tuple[float, float] | None:
+    if evidence.is_interleaved:
+        return evidence.credit.candidates.low, evidence.credit.candidates.high
+    sequence = evidence.metrics[evidence.primary].sequence
+    return sequence.interval if sequence else None
+
+
 def _compare(evidence: MetricEvidence) -> Comparison:
-    return stratified([(test, baseline) for baseline, test in evidence.sums.values()])
+    """Fixed-horizon comparison over the phases, adjusted for the units' ratings before the test."""
+    baseline, test = evidence.totals()
+    slope = baseline.plus(test).slope
+    return stratified([(t.adjusted(slope), b.adjusted(slope)) for b, t in evidence.sums.values()])
 
 
 def _guardrails(trial: Trial, evidence: Evidence) -> dict[str, Guard]:
@@ -160,7 +170,7 @@ def _arm_metrics(evidence: Evidence, name: str, index: int) -> dict[str, float |
     traffic = evidence.arms[name]
     means: dict[str, float | int | None] = {}
     for metric in METRICS:
-        moments = evidence.metrics[metric].totals()[index]
+        moments = evidence.metrics[metric].totals()[index].raw
         means[f"avg_{metric}"] = moments.mean if moments.n else None
     means["n_exposed"] = traffic.units
     means["n_rated"] = traffic.rated_units
@@ -220,15 +230,11 @@ def _warnings(trial: Trial, evidence: Evidence, comparison: Comparison) -> list[
 def _novelty(main: MetricEvidence) -> str:
     """Does the effect of the first half of the units differ from that of the second?"""
     half = sum(arm.n for arm in main.frozen) // 2
-    point = next((p for p in reversed(main.points) if p[0] <= half), None)
+    point = next((p for p in reversed(main.points) if p.n <= half), None)
     if point is None:
         return ""
-    early = [Moments(int(point[1]), *point[2:4]), Moments(int(point[4]), *point[5:7])]
-    late = [
-        Moments(a.n - e.n, a.total - e.total, a.squares - e.squares)
-        for a, e in zip(main.frozen, early, strict=True)
-    ]
-    first, second = welch(early[1], early[0]), welch(late[1], late[0])
+    late_baseline, late_test = main.frozen[0].minus(point.baseline), main.frozen[1].minus(point.test)
+    first, second = welch(point.test, point.baseline), welch(late_test, late_baseline)
     if not first.se or not second.se or first.difference is None or second.difference is None:
         return ""
     z = (first.difference - second.difference) / math.hypot(first.se, second.se)

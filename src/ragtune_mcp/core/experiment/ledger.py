@@ -34,23 +34,37 @@ class AnswerEvent(NamedTuple):
     latency_ms: float
 
 
-def exposures_since(conn: sqlite3.Connection, test_id: str, seq: int) -> list[ExposureEvent]:
+class Span(NamedTuple):
+    """Phases first..last of a test and the feedback that counts in them: the test itself, or its ramp."""
+
+    first: int
+    last: int
+    states: tuple[str, ...]
+
+
+TEST_STATES = ("counted", "edit", "late_edit")
+RAMP_STATES = ("ramp",)
+
+
+def exposures_since(conn: sqlite3.Connection, test_id: str, seq: int, span: Span) -> list[ExposureEvent]:
     """Exposures after `seq`, in order."""
     rows = conn.execute(
         "SELECT seq, phase, assigned, propensity, is_first, NOT is_first AND assigned !="
         " (SELECT f.assigned FROM exposures f WHERE f.test_id = e.test_id AND f.unit = e.unit"
-        " ORDER BY f.seq LIMIT 1) FROM exposures e WHERE test_id = ? AND seq > ? ORDER BY seq",
-        (test_id, seq),
+        " ORDER BY f.seq LIMIT 1)"
+        " FROM exposures e WHERE test_id = ? AND seq > ? AND phase BETWEEN ? AND ? ORDER BY seq",
+        (test_id, seq, span.first, span.last),
     )
     return [ExposureEvent(*row) for row in rows]
 
 
-def answers_since(conn: sqlite3.Connection, test_id: str, seq: int) -> list[AnswerEvent]:
+def answers_since(conn: sqlite3.Connection, test_id: str, seq: int, span: Span) -> list[AnswerEvent]:
     """Answers after `seq`, in order."""
     rows = conn.execute(
         "SELECT a.seq, e.assigned, a.failure != '', a.results = '[]', a.latency_ms FROM answers a"
-        " JOIN exposures e ON e.seq = a.exposure_seq WHERE a.test_id = ? AND a.seq > ? ORDER BY a.seq",
-        (test_id, seq),
+        " JOIN exposures e ON e.seq = a.exposure_seq"
+        " WHERE a.test_id = ? AND a.seq > ? AND e.phase BETWEEN ? AND ? ORDER BY a.seq",
+        (test_id, seq, span.first, span.last),
     )
     return [AnswerEvent(*row) for row in rows]
 
@@ -71,56 +85,57 @@ def newest_outcome(conn: sqlite3.Connection, test_id: str, seq: int, settled_bef
 
 
 def changes_since(
-    conn: sqlite3.Connection, test_id: str, seq: int, upto: int, *, with_ramp: bool
+    conn: sqlite3.Connection, test_id: str, seq: int, upto: int, span: Span
 ) -> list[UnitChange]:
-    """Units with opinions in (seq, upto], each with all its opinions up to `upto`; late ones are left out.
+    """Units with opinions in (seq, upto], each with all its opinions up to `upto`.
 
-    Edits made in time are always included: one may stand beyond `upto` while the rating it replaces does not.
+    Edits made in time are looked up without that limit: one may stand beyond it while the rating it replaces
+    does not.
     """
-    states = "('counted', 'edit', 'late_edit', 'ramp')" if with_ramp else "('counted', 'edit', 'late_edit')"
-    columns = (
-        "unit, seq, submission, query_id, rater, kind, item, value, rank, gap, replaces, state, exposure_seq"
-    )
-    where = f"test_id = ? AND state IN {states} AND (seq <= ? OR state = 'edit')"
-    arguments: list[object] = [test_id, upto]
+    states = json.dumps(span.states)
+    where = "test_id = ? AND state IN (SELECT value FROM json_each(?)) AND (seq <= ? OR state = 'edit')"
+    arguments: list[object] = [test_id, states, upto]
     if seq:
-        units = [
-            row[0]
-            for row in conn.execute(
-                "SELECT DISTINCT unit FROM outcomes WHERE test_id = ? AND seq > ? AND seq <= ?"
-                f" AND state IN {states}",
-                (test_id, seq, upto),
-            )
-        ]
+        units = conn.execute(
+            "SELECT DISTINCT unit FROM outcomes WHERE test_id = ? AND seq > ? AND seq <= ?"
+            " AND state IN (SELECT value FROM json_each(?))",
+            (test_id, seq, upto, states),
+        )
         where += " AND unit IN (SELECT value FROM json_each(?))"
-        arguments.append(json.dumps(units))
+        arguments.append(json.dumps([row[0] for row in units]))
     by_unit: dict[str, list[Opinion]] = defaultdict(list)
-    exposure_of: dict[str, int] = {}
+    columns = "unit, seq, submission, query_id, rater, kind, item, value, rank, gap, replaces, state"
     for row in conn.execute(f"SELECT {columns} FROM outcomes WHERE {where} ORDER BY seq", arguments):
-        by_unit[row[0]].append(Opinion(*row[1:12]))
-        exposure_of.setdefault(row[0], row[12])
-    arms = _arms(conn, test_id, list(exposure_of.values()), whole=not seq)
-    changes = []
-    for unit, opinions in by_unit.items():
-        phase, assigned, propensity = arms[exposure_of[unit]]
-        before = [o for o in opinions if o.seq <= seq]
-        after = [o for o in opinions if o.seq <= upto]
-        edits = {o.replaces: o.value for o in opinions if o.state == "edit" and o.replaces is not None}
-        changes.append(UnitChange(phase, assigned == Variant.TEST, propensity, before, after, edits))
-    return changes
+        by_unit[row[0]].append(Opinion(*row[1:]))
+    first_exposures = _first_exposures(conn, test_id, list(by_unit) if seq else None, span)
+    return [
+        _change(first_exposures[unit], opinions, seq, upto)
+        for unit, opinions in by_unit.items()
+        if unit in first_exposures
+    ]
 
 
-def _arms(
-    conn: sqlite3.Connection, test_id: str, exposure_seqs: list[int], *, whole: bool
-) -> dict[int, tuple[int, str, float]]:
-    if whole:
-        rows = conn.execute(
-            "SELECT seq, phase, assigned, propensity FROM exposures WHERE test_id = ?", (test_id,)
-        )
-    else:
-        rows = conn.execute(
-            "SELECT seq, phase, assigned, propensity FROM exposures"
-            " WHERE seq IN (SELECT value FROM json_each(?))",
-            (json.dumps(exposure_seqs),),
-        )
-    return {row[0]: (row[1], row[2], row[3]) for row in rows}
+def _change(exposed: sqlite3.Row, opinions: list[Opinion], seq: int, upto: int) -> UnitChange:
+    return UnitChange(
+        phase=exposed["phase"],
+        in_test=exposed["assigned"] == Variant.TEST,
+        propensity=exposed["propensity"],
+        covariate=exposed["covariate"],
+        before=[o for o in opinions if o.seq <= seq],
+        after=[o for o in opinions if o.seq <= upto],
+        edits={o.replaces: o.value for o in opinions if o.state == "edit" and o.replaces is not None},
+    )
+
+
+def _first_exposures(
+    conn: sqlite3.Connection, test_id: str, units: list[str] | None, span: Span
+) -> dict[str, sqlite3.Row]:
+    """The first exposure of units that entered in the span; of all of them for None."""
+    chosen = "" if units is None else " AND unit IN (SELECT value FROM json_each(?))"
+    arguments = [test_id, span.first, span.last, *([] if units is None else [json.dumps(units)])]
+    rows = conn.execute(
+        "SELECT unit, phase, assigned, propensity, covariate FROM exposures"
+        f" WHERE test_id = ? AND is_first = 1 AND phase BETWEEN ? AND ?{chosen}",
+        arguments,
+    )
+    return {row["unit"]: row for row in rows}

@@ -10,7 +10,15 @@ from datetime import datetime
 from ragtune_mcp.core.clock import to_iso, utc_now
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.experiment.evidence import Evidence
-from ragtune_mcp.core.experiment.ledger import answers_since, changes_since, exposures_since, newest_outcome
+from ragtune_mcp.core.experiment.ledger import (
+    RAMP_STATES,
+    TEST_STATES,
+    Span,
+    answers_since,
+    changes_since,
+    exposures_since,
+    newest_outcome,
+)
 from ragtune_mcp.core.experiment.trials import Trial
 
 _CHECKPOINT_EVENTS = 500
@@ -21,12 +29,12 @@ class LiveEvidence:
 
     Args:
         db: the workspace's database.
-        with_ramp: also count feedback on the ramp after a win; then nothing is checkpointed.
+        of_ramp: count the ramp after a win instead of the test; then nothing is checkpointed.
     """
 
-    def __init__(self, db: Database, *, with_ramp: bool = False) -> None:
+    def __init__(self, db: Database, *, of_ramp: bool = False) -> None:
         self._db = db
-        self._with_ramp = with_ramp
+        self._of_ramp = of_ramp
         self._lock = threading.Lock()
         self._known: dict[str, tuple[Evidence, int]] = {}
 
@@ -46,7 +54,7 @@ class LiveEvidence:
             known = self._known.pop(trial.test_id) if trial.test_id in self._known else None
             evidence, saved_at = known or self._load(conn, trial)
             self._take_in(conn, trial, evidence, settled_before)
-            if not self._with_ramp:
+            if not self._of_ramp:
                 saved_at = self._save(conn, trial, evidence, saved_at)
             self._known[trial.test_id] = (evidence, saved_at)
         return evidence
@@ -57,11 +65,12 @@ class LiveEvidence:
             self._known.clear()
 
     def _load(self, conn: sqlite3.Connection, trial: Trial) -> tuple[Evidence, int]:
-        is_interleaved = trial.mode == "interleave"
+        # A ramp splits units even after an interleaved test.
+        is_interleaved = trial.mode == "interleave" and not self._of_ramp
         row = conn.execute(
             "SELECT state FROM trial_checkpoints WHERE test_id = ?", (trial.test_id,)
         ).fetchone()
-        if row is None or self._with_ramp:
+        if row is None or self._of_ramp:
             return Evidence.empty(trial.metrics[0], is_interleaved=is_interleaved), 0
         evidence = Evidence.from_state(
             trial.metrics[0], json.loads(row["state"]), is_interleaved=is_interleaved
@@ -71,13 +80,17 @@ class LiveEvidence:
     def _take_in(
         self, conn: sqlite3.Connection, trial: Trial, evidence: Evidence, settled_before: datetime | None
     ) -> None:
-        test_id = trial.test_id
-        evidence.add_exposures(exposures_since(conn, test_id, evidence.seqs[0]))
-        evidence.add_answers(answers_since(conn, test_id, evidence.seqs[1]))
+        span, test_id = self._span(trial), trial.test_id
+        evidence.add_exposures(exposures_since(conn, test_id, evidence.seqs[0], span))
+        evidence.add_answers(answers_since(conn, test_id, evidence.seqs[1], span))
         upto = newest_outcome(conn, test_id, evidence.seqs[2], settled_before)
         if upto > evidence.seqs[2]:
-            changes = changes_since(conn, test_id, evidence.seqs[2], upto, with_ramp=self._with_ramp)
-            evidence.add_ratings(changes, upto)
+            evidence.add_ratings(changes_since(conn, test_id, evidence.seqs[2], upto, span), upto)
+
+    def _span(self, trial: Trial) -> Span:
+        if self._of_ramp:
+            return Span(trial.ramp_phase or 0, trial.phase, RAMP_STATES)
+        return Span(0, trial.phase if trial.ramp_phase is None else trial.ramp_phase - 1, TEST_STATES)
 
     def _save(self, conn: sqlite3.Connection, trial: Trial, evidence: Evidence, saved_at: int) -> int:
         if evidence.seqs[2] > trial.read_seq:

@@ -235,8 +235,8 @@ def _known(conn: sqlite3.Connection, query_id: str, rater: str) -> dict[tuple[st
 
 
 def _arrival_state(conn: sqlite3.Connection, trial: Trial, now: datetime) -> str:
-    if trial.status == "ramping":
-        return "ramp"
+    if trial.ramp_phase is not None:
+        return "ramp" if trial.status == "ramping" else "late"
     if trial.is_running:
         return "counted"
     is_open = trial.ended_as_planned and now <= trial.grace_ends_at
@@ -258,8 +258,8 @@ def _log_opinions(
         old = known.get((opinion.kind, opinion.item))
         rank, _, _, _, gap = exposed.shown.get(opinion.item, (None, "", "", 0.0, None))
         cursor = conn.execute(
-            "INSERT INTO outcomes (submission, query_id, exposure_seq, test_id, unit, rater, kind, item, value,"
-            " rank, gap, revision, replaces, state, at)"
+            "INSERT INTO outcomes (submission, query_id, exposure_seq, test_id, unit, rater, kind, item,"
+            " value, rank, gap, revision, replaces, state, at)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 submission, exposed.query_id, exposed.seq, exposed.test_id, exposed.unit, rater, opinion.kind,

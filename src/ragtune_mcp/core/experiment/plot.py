@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
-from ragtune_mcp.core.experiment.evidence import Evidence
+from ragtune_mcp.core.experiment.evidence import Evidence, Point
 from ragtune_mcp.core.experiment.trials import Trial
 
 _WIDTH, _PANEL, _LEFT, _RIGHT, _TOP, _GAP = 640, 200, 56, 16, 44, 46
@@ -25,16 +25,16 @@ def effect_svg(trial: Trial, evidence: Evidence) -> str:
     Returns:
         An SVG document; says so in words while nothing is rated, and for an interleaved test.
     """
-    main = evidence.metrics[trial.metrics[0]]
     title = f"{trial.test_id}: {trial.test_version} against {trial.baseline_version}"
     height = _TOP + 2 * _PANEL + 2 * _GAP
     body = [_text(_LEFT, 18, title, 13), _text(_LEFT, 34, f"{trial.metrics[0]}, {trial.status}", 11)]
-    points = [p for p in main.points if p[1] and p[4]]
+    points = [p for p in evidence.points if p.effect is not None]
     if not points:
         body.append(_text(_LEFT, _TOP + 40, "No rated units in both variants yet.", 12))
     else:
         body += _effect_panel(points, _TOP)
-        body += _means_panel(points, _TOP + _PANEL + _GAP, main.metric.lo, main.metric.hi)
+        if trial.mode == "split":
+            body += _means_panel(points, _TOP + _PANEL + _GAP, trial.primary.lo, trial.primary.hi)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}"'
         f' height="{height}" role="img" font-family="sans-serif">\n<title>{escape(title)}</title>\n'
@@ -42,20 +42,16 @@ def effect_svg(trial: Trial, evidence: Evidence) -> str:
     )
 
 
-def _effect_panel(points: Sequence[Sequence[float]], top: float) -> list[str]:
-    differences = [p[5] / p[4] - p[2] / p[1] for p in points]
-    reach = min(
-        max(abs(v) for p in points[len(points) // 4 :] for v in p[7:9]), max(abs(v) for v in points[0][7:9])
-    )
+def _effect_panel(points: Sequence[Point], top: float) -> list[str]:
+    effects = [p.effect or 0.0 for p in points]
+    # The first intervals span the whole range; the scale follows the later ones.
+    reach = max(max(abs(p.low), abs(p.high)) for p in points[len(points) // 4 :])
     x, y = _scales(points, top, -reach, reach)
-    upper = [f"{x(p[0]):.1f},{y(_clip(p[8], reach)):.1f}" for p in points]
-    lower = [f"{x(p[0]):.1f},{y(_clip(p[7], reach)):.1f}" for p in reversed(points)]
-    line = " ".join(
-        f"{x(p[0]):.1f},{y(_clip(d, reach)):.1f}" for p, d in zip(points, differences, strict=True)
-    )
+    upper = [f"{x(p.n):.1f},{y(_clip(p.high, reach)):.1f}" for p in points]
+    lower = [f"{x(p.n):.1f},{y(_clip(p.low, reach)):.1f}" for p in reversed(points)]
+    line = " ".join(f"{x(p.n):.1f},{y(_clip(e, reach)):.1f}" for p, e in zip(points, effects, strict=True))
     last = points[-1]
-    band = f"always valid 95 %: {last[7]:+.2f} to {last[8]:+.2f}"
-    label = f"effect {differences[-1]:+.2f}, {band}, n = {last[0]:.0f}"
+    label = f"effect {effects[-1]:+.2f}, always valid 95 %: {last.low:+.2f} to {last.high:+.2f}, n = {last.n}"
     return [
         f'<polygon points="{" ".join(upper + lower)}" fill="{_COLOURS["band"]}" fill-opacity="0.5"/>',
         f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(0):.1f}" y2="{y(0):.1f}"'
@@ -65,25 +61,24 @@ def _effect_panel(points: Sequence[Sequence[float]], top: float) -> list[str]:
     ]
 
 
-def _means_panel(points: Sequence[Sequence[float]], top: float, lo: float, hi: float) -> list[str]:
+def _means_panel(points: Sequence[Point], top: float, lo: float, hi: float) -> list[str]:
     x, y = _scales(points, top, lo, hi)
     parts = []
-    for name, n, total in (("baseline", 1, 2), ("test", 4, 5)):
-        line = " ".join(f"{x(p[0]):.1f},{y(p[total] / p[n]):.1f}" for p in points)
+    for row, name in enumerate(("baseline", "test")):
+        arms = [(p.n, p.baseline if name == "baseline" else p.test) for p in points]
+        line = " ".join(f"{x(n):.1f},{y(arm.mean):.1f}" for n, arm in arms)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{_COLOURS[name]}" stroke-width="2"/>')
-        legend = f"{name} {points[-1][total] / points[-1][n]:.2f} (n = {points[-1][n]:.0f})"
-        parts.append(
-            _text(_WIDTH - _RIGHT - 150, top + 14 + 14 * (name == "test"), legend, 11, _COLOURS[name])
-        )
+        last = arms[-1][1]
+        legend = f"{name} {last.mean:.2f} (n = {last.n})"
+        parts.append(_text(_WIDTH - _RIGHT - 150, top + 14 + 14 * row, legend, 11, _COLOURS[name]))
     return [*parts, *_axes(points, top, lo, hi, "mean of each variant")]
 
 
-def _scales(points: Sequence[Sequence[float]], top: float, lo: float, hi: float) -> tuple[Scale, Scale]:
-    first, last = points[0][0], max(points[-1][0], points[0][0] + 1)
-    width = _WIDTH - _LEFT - _RIGHT
+def _scales(points: Sequence[Point], top: float, lo: float, hi: float) -> tuple[Scale, Scale]:
+    first, last = _range(points)
 
     def x(n: float) -> float:
-        return _LEFT + width * (n - first) / (last - first)
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (n - first) / (last - first)
 
     def y(value: float) -> float:
         return top + _PANEL * (hi - value) / (hi - lo)
@@ -91,8 +86,13 @@ def _scales(points: Sequence[Sequence[float]], top: float, lo: float, hi: float)
     return x, y
 
 
-def _axes(points: Sequence[Sequence[float]], top: float, lo: float, hi: float, label: str) -> list[str]:
+def _range(points: Sequence[Point]) -> tuple[int, int]:
+    return points[0].n, max(points[-1].n, points[0].n + 1)
+
+
+def _axes(points: Sequence[Point], top: float, lo: float, hi: float, label: str) -> list[str]:
     x, y = _scales(points, top, lo, hi)
+    first, last = _range(points)
     parts = [
         f'<rect x="{_LEFT}" y="{top}" width="{_WIDTH - _LEFT - _RIGHT}" height="{_PANEL}" fill="none"'
         f' stroke="{_COLOURS["axis"]}"/>',
@@ -101,7 +101,7 @@ def _axes(points: Sequence[Sequence[float]], top: float, lo: float, hi: float, l
     for tick in range(_TICKS):
         value = lo + (hi - lo) * tick / (_TICKS - 1)
         parts.append(_text(8, y(value) + 4, f"{value:.2f}", 10))
-        n = points[0][0] + (max(points[-1][0], points[0][0] + 1) - points[0][0]) * tick / (_TICKS - 1)
+        n = first + (last - first) * tick / (_TICKS - 1)
         parts.append(_text(x(n) - 8, top + _PANEL + 14, f"{n:.0f}", 10))
     return parts
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -106,7 +108,7 @@ class AbReport:
         Raises:
             UnknownId: no such test.
         """
-        with self._db.transaction():
+        with self._look():
             trial = self._trials.get(test_id) if test_id else self._trials.latest()
             return self._read(trial, settled_before=None)
 
@@ -120,19 +122,35 @@ class AbReport:
             The results, None while no test is due for a look.
         """
         now = self._clock()
-        with self._db.transaction() as conn:
-            trial = self._trials.active()
-            if trial is None:
-                row = conn.execute("SELECT test_id FROM trials ORDER BY rowid DESC LIMIT 1").fetchone()
-                trial = self._trials.get(row["test_id"]) if row else None
-                if trial is None or now <= trial.grace_ends_at or final_decision(conn, trial.test_id):
-                    return None
-            return self._read(trial, settled_before=now - EDIT_WINDOW)
+        with self._look() as conn:
+            row = conn.execute("SELECT test_id FROM trials ORDER BY rowid DESC LIMIT 1").fetchone()
+            trial = self._trials.get(row["test_id"]) if row else None
+            if trial is None or final_decision(conn, trial.test_id) is not None:
+                return None
+            if not trial.is_running and now <= trial.grace_ends_at:
+                return None
+            return self._read(trial, settled_before=now - EDIT_WINDOW if trial.is_running else None)
 
     def evidence(self, test_id: str) -> Evidence:
-        """The running statistics behind the results, for plots and reports."""
-        with self._db.transaction():
-            return self._live.advance(self._trials.get(test_id), None)
+        """A copy of the running statistics behind the results, for plots and reports."""
+        with self._look():
+            trial = self._trials.get(test_id)
+            state = self._live.advance(trial, None).to_state()
+        return Evidence.from_state(trial.metrics[0], state, is_interleaved=trial.mode == "interleave")
+
+    @contextmanager
+    def _look(self) -> Iterator[sqlite3.Connection]:
+        """A transaction after which memory never holds more than the log does."""
+        is_inner = self._db.connection.in_transaction
+        try:
+            with self._db.transaction() as conn:
+                yield conn
+        except BaseException:
+            self._live.forget()
+            raise
+        # The caller's transaction may still be rolled back.
+        if is_inner:
+            self._live.forget()
 
     def _read(self, trial: Trial, settled_before: datetime | None) -> Reading:
         conn = self._db.connection
@@ -218,6 +236,10 @@ def _results(trial: Trial, found: Findings, decision: Decision, now: datetime) -
 
 
 def _next_step(trial: Trial, decision: Decision) -> str:
+    if trial.status == "ramping":
+        return (
+            f"Nothing: {trial.split:.0%} of searches get {trial.test_version}; harm rolls it back by itself."
+        )
     return {
         Recommendation.DEPLOY: f"promote_model(version={trial.test_version!r})",
         Recommendation.KEEP: "Keep the baseline; train again with the feedback collected since.",

@@ -16,7 +16,7 @@ from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import InvalidInput, JobCancelled, NotReady, RagTuneError
 from ragtune_mcp.core.experiment.assignment import Variant, assign, coin_flips, unit_of
 from ragtune_mcp.core.experiment.decision_log import break_circuit
-from ragtune_mcp.core.experiment.interleaving import discount_gap, team_draft
+from ragtune_mcp.core.experiment.interleaving import MIDPOINT_RATING, discount_gap, team_draft
 from ragtune_mcp.core.experiment.trials import Trial, TrialStore
 from ragtune_mcp.core.workspace import new_handle, sha256_text
 
@@ -135,14 +135,14 @@ class SearchService:
     def _expose(self, trial: Trial | None, query: str, k: int, unit: str) -> _Exposure:
         query_id = new_handle("q")
         with self._db.transaction() as conn:
-            row: tuple[Any, ...] = (None, None, None, None, 0)
+            row: tuple[Any, ...] = (None, None, None, None, 0, 0.0)
             assigned: Variant | None = None
             if trial is not None:
-                assigned, phase, propensity, is_first = _assignment(conn, trial, unit)
-                row = (trial.test_id, phase, propensity, assigned, int(is_first))
+                assigned, propensity, covariate, is_first = _assignment(conn, trial, unit)
+                row = (trial.test_id, trial.phase, propensity, assigned, int(is_first), covariate)
             cursor = conn.execute(
                 "INSERT INTO exposures (query_id, query, k, unit, at, test_id, phase, propensity, assigned,"
-                " is_first) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " is_first, covariate) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (query_id, query, k, unit, to_iso(self._clock()), *row),
             )
         return _Exposure(int(cursor.lastrowid or 0), query_id, unit, assigned)
@@ -203,18 +203,35 @@ class SearchService:
                 break_circuit(conn, trial, self._clock())
 
 
-def _assignment(conn: sqlite3.Connection, trial: Trial, unit: str) -> tuple[Variant, int, float, bool]:
-    """(variant, phase, propensity, first exposure of the unit): a unit seen before keeps what it had."""
+def _assignment(conn: sqlite3.Connection, trial: Trial, unit: str) -> tuple[Variant, float, float, bool]:
+    """(variant, propensity, covariate, first exposure of the unit): a unit seen before keeps what it had.
+
+    A ramp assigns anew, by the same bucket; a unit whose bucket the test has revealed is then no new unit.
+    """
     seen = conn.execute(
-        "SELECT assigned, phase, propensity FROM exposures WHERE test_id = ? AND unit = ?"
-        " ORDER BY seq LIMIT 1",
+        "SELECT assigned, propensity, covariate, phase FROM exposures WHERE test_id = ? AND unit = ?"
+        " ORDER BY seq DESC LIMIT 1",
         (trial.test_id, unit),
     ).fetchone()
-    if seen is not None:
-        return Variant(seen["assigned"]), seen["phase"], seen["propensity"], False
-    if trial.mode == "interleave":
-        return Variant.BOTH, trial.phase, 0.5, True
-    return assign(trial.salt, trial.assignment_key, unit, trial.split), trial.phase, trial.split, True
+    if seen is not None and seen["phase"] >= (trial.ramp_phase or 0):
+        return Variant(seen["assigned"]), seen["propensity"], seen["covariate"], False
+    if trial.mode == "interleave" and trial.ramp_phase is None:
+        return Variant.BOTH, 0.5, 0.0, True
+    assigned = assign(trial.salt, trial.assignment_key, unit, trial.split)
+    is_first = seen is None or seen["assigned"] == Variant.BOTH
+    return assigned, trial.split, _history(conn, trial, unit), is_first
+
+
+def _history(conn: sqlite3.Connection, trial: Trial, unit: str) -> float:
+    """The covariate: the unit's mean answer rating before this test, from the midpoint, shrunk a little.
+
+    Known before the assignment, so it cannot depend on the arm; 0 for a unit never rated.
+    """
+    mean, n = conn.execute(
+        "SELECT avg(value), count(*) FROM outcomes WHERE unit = ? AND kind = 'answer' AND test_id IS NOT ?",
+        (unit, trial.test_id),
+    ).fetchone()
+    return float((mean - MIDPOINT_RATING) * n / (n + 1)) if n else 0.0
 
 
 def _shown(hits: Sequence[Hit]) -> tuple[Shown, ...]:

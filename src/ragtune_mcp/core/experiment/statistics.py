@@ -45,8 +45,57 @@ class Moments(NamedTuple):
         """Both samples together."""
         return Moments(self.n + other.n, self.total + other.total, self.squares + other.squares)
 
+    def minus(self, part: Moments) -> Moments:
+        """The sample without a part of it."""
+        return Moments(self.n - part.n, self.total - part.total, self.squares - part.squares)
+
 
 EMPTY = Moments(0, 0.0, 0.0)
+
+
+class JointMoments(NamedTuple):
+    """Sufficient statistics of a value v and a covariate z known before the unit was assigned."""
+
+    n: int = 0
+    v: float = 0.0
+    vv: float = 0.0
+    z: float = 0.0
+    zz: float = 0.0
+    vz: float = 0.0
+
+    def add(self, value: float, covariate: float, sign: int = 1) -> JointMoments:
+        """With one unit more; with one less for sign -1."""
+        return JointMoments(
+            self.n + sign,
+            self.v + sign * value,
+            self.vv + sign * value * value,
+            self.z + sign * covariate,
+            self.zz + sign * covariate * covariate,
+            self.vz + sign * value * covariate,
+        )
+
+    def plus(self, other: JointMoments) -> JointMoments:
+        """Both samples together."""
+        n, *sums = (a + b for a, b in zip(self, other, strict=True))
+        return JointMoments(int(n), *sums)
+
+    @property
+    def slope(self) -> float:
+        """Regression of the value on the covariate; 0 where the covariate does not vary."""
+        if not self.n:
+            return 0.0
+        return (self.vz - self.z * self.v / self.n) / (self.zz - self.z**2 / self.n + 1e-9)
+
+    @property
+    def raw(self) -> Moments:
+        """Moments of the value alone."""
+        return Moments(self.n, self.v, self.vv)
+
+    def adjusted(self, slope: float) -> Moments:
+        """Moments of v - slope * z (CUPED; Deng et al. 2013)."""
+        return Moments(
+            self.n, self.v - slope * self.z, self.vv - 2.0 * slope * self.vz + slope * slope * self.zz
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,30 +164,47 @@ def welch(test: Moments, baseline: Moments) -> Comparison:
 
 
 def stratified(phases: Sequence[tuple[Moments, Moments]]) -> Comparison:
-    """Comparison across phases with different splits: inverse-variance mean of the phases' differences.
+    """Comparison across phases with different splits: size-weighted mean of the phases' differences.
 
-    One phase with data gives Welch's test. A phase without 2 units in both arms, or without variance,
-    carries no usable error estimate and is left out.
+    The weight of a phase is n1 n0 / (n1 + n0), as if variances were equal, so that it does not depend on the
+    outcomes; inverse-variance weights let small phases with an accidentally small variance dominate
+    (false-positive rate .063 to .20 in simulation, against .049 here; docs/ab-testing.md). The error uses
+    each phase's own variances with Satterthwaite's degrees of freedom. One phase gives Welch's test.
 
     Args:
-        phases: (test, baseline) moments of each phase.
+        phases: (test, baseline) moments of each phase; one without 2 units in both arms is left out.
 
     Returns:
-        The comparison, normal reference when two or more phases are used.
+        The comparison; p is None with a reason as for `welch`.
     """
     seen = [(t, b) for t, b in phases if t.n or b.n]
-    if len(seen) <= 1:
-        return welch(*seen[0]) if seen else welch(EMPTY, EMPTY)
-    parts = [(c.difference, c.se) for t, b in seen if (c := welch(t, b)).se]
-    if not parts:
+    usable = [(t, b) for t, b in seen if t.n >= 2 and b.n >= 2]
+    if len(seen) <= 1 or not usable:
         test, baseline = EMPTY, EMPTY
         for t, b in seen:
             test, baseline = test.plus(t), baseline.plus(b)
         pooled = welch(test, baseline)
-        return Comparison(pooled.difference, reason="no phase has 2 rated units with variance in both arms")
-    weights = [1.0 / se**2 for _, se in parts if se]
-    difference = sum(w * d for w, (d, _) in zip(weights, parts, strict=True) if d is not None) / sum(weights)
-    return _from_error(difference, 1.0 / math.sqrt(sum(weights)), math.inf)
+        return (
+            pooled
+            if len(seen) <= 1
+            else Comparison(pooled.difference, reason="no phase has 2 rated units in each arm")
+        )
+    weights = [t.n * b.n / (t.n + b.n) for t, b in usable]
+    shares = [w / sum(weights) for w in weights]
+    difference = sum(c * (t.mean - b.mean) for c, (t, b) in zip(shares, usable, strict=True))
+    parts = [
+        (c * c * arm.variance / arm.n, arm.n - 1)
+        for c, arms in zip(shares, usable, strict=True)
+        for arm in arms
+    ]
+    variance = sum(part for part, _ in parts)
+    if variance == 0.0:
+        is_equal = math.isclose(difference, 0.0, abs_tol=1e-12)
+        return Comparison(
+            difference, p=1.0 if is_equal else None, se=0.0, reason="" if is_equal else "no variance"
+        )
+    df = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+    return _from_error(difference, math.sqrt(variance), df)
 
 
 def one_sample(values: Moments) -> Comparison:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from ragtune_mcp.core.clock import from_iso, to_iso, utc_now
 from ragtune_mcp.core.database import Database
-from ragtune_mcp.core.errors import Conflict, GateBlocked, InvalidInput, UnknownId
+from ragtune_mcp.core.errors import Conflict, InvalidInput, UnknownId
 from ragtune_mcp.core.experiment.metrics import METRICS, Metric, check_metrics
+from ragtune_mcp.core.experiment.plan import Mode, StopRule, check_gate, check_plan, check_split
 from ragtune_mcp.core.experiment.traffic import Traffic, expected_effect, expected_traffic
 from ragtune_mcp.core.workspace import new_id
 
-Mode = Literal["split", "interleave"]
-StopRule = Literal["hybrid", "anytime", "fixed"]
 Status = Literal["active", "ramping", "completed", "stopped"]
 
 LARGE_EFFECT = 0.5
@@ -36,6 +34,8 @@ class Trial:
         phase: number of the present phase, from 0; a changed split begins a new one.
         alpha: level of the whole test, split into an early and a final part by `stop_rule`.
         ended_at: None while it runs.
+        ramp_phase: first phase of the ramp after a win, None without one.
+        ramp_ends_at: when the ramp is complete unless harm shows.
         gate: the offline verdict it was started with.
         force_reason: why a blocked version is tested all the same; "" otherwise.
         minimum_detectable_effect: of the primary metric, at the traffic expected at the start.
@@ -58,6 +58,8 @@ class Trial:
     started_at: datetime
     ends_at: datetime
     ended_at: datetime | None
+    ramp_phase: int | None
+    ramp_ends_at: datetime | None
     end_reason: str
     gate: Mapping[str, Any]
     force_reason: str
@@ -83,8 +85,8 @@ class Trial:
         if self.mode == "interleave" or self.minimum_detectable_effect <= limit:
             return ()
         return (
-            f"With the expected feedback only an effect of {self.minimum_detectable_effect:.2f} on"
-            f" {metric.name} or more can be found: plan a longer test, ask for more ratings, or use mode='interleave'.",
+            f"With the expected feedback only an effect of {self.minimum_detectable_effect:.2f} or more on"
+            f" {metric.name} can be found: plan a longer test, ask for more ratings or mode='interleave'.",
         )
 
     @property
@@ -166,8 +168,8 @@ class TrialStore:
             Conflict: another test runs; the message names it.
         """
         names = check_metrics(metrics)
-        _check_plan(baseline_version, test_version, split, duration_hours, mode, alpha, stop_rule)
-        _check_gate(test_version, gate or {}, force_reason)
+        check_plan(baseline_version, test_version, split, duration_hours, mode, alpha, stop_rule)
+        check_gate(test_version, gate or {}, force_reason)
         self._refuse_second()
         for version in (baseline_version, test_version):
             if verify is not None:
@@ -243,7 +245,7 @@ class TrialStore:
             InvalidInput: split outside (0, 1).
             Conflict: the test no longer runs.
         """
-        _check_split(split)
+        check_split(split)
         with self._db.transaction() as conn:
             trial = self.get(test_id)
             if not trial.is_running:
@@ -319,44 +321,6 @@ def add_tally(conn: sqlite3.Connection, test_id: str, name: str, count: int = 1)
     )
 
 
-def _check_split(split: float) -> None:
-    if not isinstance(split, int | float) or isinstance(split, bool) or not 0.0 < split < 1.0:
-        raise InvalidInput(
-            f"traffic_split is {split!r}; it must be above 0 and below 1.",
-            hint="It is the share of queries that get the test model; 0.5 finds an effect soonest.",
-        )
-
-
-def _check_plan(
-    baseline: str, test: str, split: float, duration_hours: float, mode: str, alpha: float, stop_rule: str
-) -> None:
-    _check_split(split)
-    if not (isinstance(duration_hours, int | float) and 0.0 < duration_hours <= 24 * 365):
-        raise InvalidInput(
-            f"duration_hours is {duration_hours!r}; it must be above 0 and at most 8760.",
-            hint="Plan at least 24 hours.",
-        )
-    if baseline == test:
-        raise InvalidInput(
-            f"Baseline and test model are the same version {test!r}.", hint="list_models shows others."
-        )
-    if mode not in get_args(Mode):
-        raise InvalidInput(f"mode is {mode!r}; it must be 'split' or 'interleave'.")
-    if stop_rule not in get_args(StopRule):
-        raise InvalidInput(f"stop_rule is {stop_rule!r}; it must be one of {', '.join(get_args(StopRule))}.")
-    if not (math.isfinite(alpha) and 0.0 < alpha < 0.5):
-        raise InvalidInput(f"The significance level is {alpha!r}; it must be above 0 and below 0.5.")
-
-
-def _check_gate(test_version: str, gate: Mapping[str, Any], force_reason: str) -> None:
-    if gate.get("verdict") == "block" and not force_reason:
-        why = "; ".join(str(reason) for reason in gate.get("reasons", [])) or "worse on held-out queries"
-        raise GateBlocked(
-            f"The version {test_version!r} did not pass the offline gate: {why}.",
-            hint="Train on more feedback, or pass force=true to test it all the same.",
-        )
-
-
 _SELECT = (
     "SELECT t.*, p.phase, p.split FROM trials t JOIN trial_phases p ON p.test_id = t.test_id"
     " AND p.phase = (SELECT max(phase) FROM trial_phases WHERE test_id = t.test_id)"
@@ -380,6 +344,8 @@ def _trial(row: sqlite3.Row) -> Trial:
         started_at=from_iso(row["started_at"]),
         ends_at=from_iso(row["ends_at"]),
         ended_at=from_iso(row["ended_at"]) if row["ended_at"] else None,
+        ramp_phase=row["ramp_phase"],
+        ramp_ends_at=from_iso(row["ramp_ends_at"]) if row["ramp_ends_at"] else None,
         end_reason=row["end_reason"],
         gate=json.loads(row["gate"]),
         force_reason=row["force_reason"],

@@ -30,12 +30,14 @@ class Opinion(NamedTuple):
 class UnitChange(NamedTuple):
     """A unit with new opinions: what was said up to the last reading, and up to this one.
 
-    `edits` maps the seq of a rating to the value that replaced it in time.
+    `covariate` was known before the unit was assigned; `edits` maps the seq of a rating to the value that
+    replaced it in time.
     """
 
     phase: int
     in_test: bool
     propensity: float
+    covariate: float
     before: Sequence[Opinion]
     after: Sequence[Opinion]
     edits: Mapping[int, float]

@@ -13,6 +13,8 @@ CREATE TABLE trials (
   started_at TEXT NOT NULL,
   ends_at TEXT NOT NULL,
   ended_at TEXT,
+  ramp_phase INTEGER,
+  ramp_ends_at TEXT,
   end_reason TEXT NOT NULL DEFAULT '',
   gate TEXT NOT NULL DEFAULT '{}',
   force_reason TEXT NOT NULL DEFAULT '',
@@ -42,7 +44,8 @@ CREATE TABLE exposures (
   phase INTEGER,
   propensity REAL,
   assigned TEXT CHECK (assigned IN ('baseline', 'test', 'both')),
-  is_first INTEGER NOT NULL DEFAULT 0
+  is_first INTEGER NOT NULL DEFAULT 0,
+  covariate REAL NOT NULL DEFAULT 0
 );
 CREATE INDEX exposures_unit ON exposures (test_id, unit, seq);
 CREATE INDEX exposures_test ON exposures (test_id, seq);
@@ -99,6 +102,7 @@ CREATE TABLE outcomes (
 );
 CREATE INDEX outcomes_test ON outcomes (test_id, seq);
 CREATE INDEX outcomes_unit ON outcomes (test_id, unit, seq);
+CREATE INDEX outcomes_history ON outcomes (unit, kind);
 
 CREATE TABLE decisions (
   seq INTEGER PRIMARY KEY AUTOINCREMENT,
