@@ -57,11 +57,11 @@ class ConPortFile:
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         sql = f"SELECT id, timestamp, category, key, value FROM custom_data{where} ORDER BY category, key"
         with self._reading() as connection:
-            rows = connection.execute(sql, parameters).fetchall()
-        return [
-            {"id": id_, "timestamp": _shown(moment), "category": group, "key": name, "value": _value(value)}
-            for id_, moment, group, name, value in rows
-        ]
+            # Row by row: the texts and the decoded values of 100,000 rows are not to be in memory together.
+            return [
+                {"id": id_, "timestamp": _shown(moment), "category": group, "key": name, "value": _value(value)}
+                for id_, moment, group, name, value in connection.execute(sql, parameters)
+            ]
 
     def count(self, category: str) -> int:
         """Number of custom data rows of a category."""

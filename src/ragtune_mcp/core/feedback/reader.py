@@ -43,7 +43,7 @@ def read_feedback(
     """
     newest = {row["key"]: row for row in client.get_custom_data(CATEGORY, since=changed_since)}
     newest.update((row["key"], row) for row in outbox.pending_custom_data(CATEGORY))
-    return parse_rows((newest[key] for key in sorted(newest)), days_back, now)
+    return parse_rows((newest.pop(key) for key in sorted(newest)), days_back, now)
 
 
 def parse_rows(rows: Iterable[Mapping[str, Any]], days_back: int, now: datetime) -> FeedbackBatch:
