@@ -40,6 +40,7 @@ class RetrievalVerbs(TrialVerbs):
             raise InvalidInput("query is empty.", hint="Ask in a few words.")
         if len(query) > _QUERY_LIMIT:
             raise InvalidInput(f"query has {len(query)} characters; the limit is {_QUERY_LIMIT}.")
+        self.champion()  # without one there is nothing to search, and no exposure to log
         served = self.service.search(query, k, unit_id)
         return SearchResults(
             query_id=served.query_id,
