@@ -17,6 +17,7 @@ class HashBag:
         self.salt = salt
         self.digest = hashlib.sha256(f"{salt}{dimension}".encode()).hexdigest()
         self.dimension = dimension
+        self.max_tokens = 256
         self.encoded: list[str] = []
 
     def encode(self, texts):
@@ -40,6 +41,9 @@ class Pool:
 
     def get(self, version):
         return self.encoders[version]
+
+    def embed_query(self, version, query):
+        return self.encoders[version].encode([query])[0]
 
 
 def document(doc_id: str, text: str, *, source: str = "files", origin: str = "") -> Document:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ragtune_mcp.core.errors import NotReady, WrongEmbedder
+from ragtune_mcp.core.models.encoder import Vectors
 from ragtune_mcp.core.retrieval.catalog import Collection
 from ragtune_mcp.core.retrieval.store import ChromaStore
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
     from chromadb.api.collection_configuration import CreateCollectionConfiguration
     from chromadb.api.models.Collection import Collection as ChromaCollection
-
-Vectors = NDArray[np.float32]
 
 REBUILD = "Call index_documents to build the collection of this version anew."
 # With these, the approximate search over 10,000 documents returns what exact search does

@@ -82,6 +82,7 @@ def parts(text: str) -> list[str]:
     if _fits(text):
         return [text]
     packed: list[str] = []
+    joints: list[str] = []
     sizes: list[int] = []
     for piece, joint in _pieces(text):
         words = count_words(piece)
@@ -90,9 +91,10 @@ def parts(text: str) -> list[str]:
             sizes[-1] += words
         else:
             packed.append(piece)
+            joints.append(joint)
             sizes.append(words)
     if len(packed) > 1 and sizes[-1] < _TAIL and len(packed[-1]) < _CHARACTERS // 5:
-        packed[-2:] = [f"{packed[-2]}\n\n{packed[-1]}"]
+        packed[-2:] = [f"{packed[-2]}{joints[-1]}{packed[-1]}"]
     return [part for part in (part.strip("\n") for part in packed) if part.strip()]
 
 

@@ -188,6 +188,8 @@ def _find(lines: list[str], start: int, end: int, patterns: Sequence[re.Pattern[
                 name = match["name"].strip()
                 starts.append((_with_comments(lines, n, start), f"{owner}.{name}" if owner else name))
                 break
+    if not starts:
+        return []
     ends = [s for s, _ in starts[1:]] + [end]
     return [_Cut(s, e, name) for (s, name), e in zip(starts, ends, strict=True) if e > s]
 

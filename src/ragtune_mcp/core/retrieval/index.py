@@ -19,14 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Collection as AbstractCollection
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import Conflict, IntegrityError, NotReady, WrongEmbedder
+from ragtune_mcp.core.models.encoder import Encoder, OnnxEncoder, Vectors
 from ragtune_mcp.core.retrieval.catalog import Catalog, Collection
-from ragtune_mcp.core.retrieval.chroma import REBUILD, ChromaVectors, Neighbour, Vectors, VectorsGone
+from ragtune_mcp.core.retrieval.chroma import REBUILD, ChromaVectors, Neighbour, VectorsGone
 from ragtune_mcp.core.retrieval.documents import Document
 from ragtune_mcp.core.retrieval.store import ChromaStore
 from ragtune_mcp.core.workspace import Workspace
@@ -35,24 +36,6 @@ _LOCK_LIMIT_S = 300.0
 _ZERO = 1e-6
 
 log = logging.getLogger(__name__)
-
-
-class Encoder(Protocol):
-    """What the index needs of a model."""
-
-    @property
-    def digest(self) -> str:
-        """Names the model's weights, pooling, normalisation and prompts."""
-        ...
-
-    @property
-    def dimension(self) -> int:
-        """Length of its vectors."""
-        ...
-
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        """(n, dimension) float32, rows of length 1."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,12 +270,16 @@ class VectorIndex:
         )
 
     def _identity(self, version: str, encoder: Encoder) -> dict[str, str | int | bool]:
-        return {
+        identity: dict[str, str | int | bool] = {
             "workspace": self._workspace.id,
             "version": version,
             "digest": encoder.digest,
             "dimension": encoder.dimension,
+            "max_tokens": encoder.max_tokens,
         }
+        if isinstance(encoder, OnnxEncoder):
+            identity |= {"pooling": str(encoder.spec.pooling), "normalize": encoder.spec.normalize}
+        return identity
 
     def _drop(self, name: str) -> None:
         self._chroma.drop(name)

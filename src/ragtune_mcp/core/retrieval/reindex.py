@@ -16,11 +16,11 @@ from typing import Protocol
 
 import numpy as np
 
+from ragtune_mcp.core.models.encoder import Encoder, Vectors
 from ragtune_mcp.core.retrieval.catalog import Collection
-from ragtune_mcp.core.retrieval.chroma import Vectors
 from ragtune_mcp.core.retrieval.conport_items import ItemSource
 from ragtune_mcp.core.retrieval.documents import DocumentStore, IndexPlan
-from ragtune_mcp.core.retrieval.index import Encoder, VectorIndex
+from ragtune_mcp.core.retrieval.index import VectorIndex
 from ragtune_mcp.core.retrieval.sources import read_source
 from ragtune_mcp.core.workspace import Workspace
 
@@ -198,7 +198,6 @@ class _Work:
         """Encode what the collection lacks until nothing is left, and forget what has gone."""
         self._cancelled()
         self._index.repair(collection)
-        self._removed += self._index.remove_orphans(collection)
         while pending := self._index.pending(collection):
             for start in range(0, len(pending), _BATCH):
                 self._cancelled()
@@ -208,6 +207,8 @@ class _Work:
                     done / len(pending),
                     f"{done} of {len(pending)} documents encoded for {collection.version}",
                 )
+        # Last, so that a document under a new id can copy the vector of its old one.
+        self._removed += self._index.remove_orphans(collection)
 
     def report(self, collection: Collection, *, created: bool, seconds: float) -> BuildReport:
         """The counters so far."""

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ragtune_mcp.core.dataset.pairs import Hit
 from ragtune_mcp.core.errors import NotReady
-from ragtune_mcp.core.retrieval.chroma import Neighbour, Vectors
+from ragtune_mcp.core.models.encoder import Encoder, Vectors
+from ragtune_mcp.core.retrieval.chroma import Neighbour
 from ragtune_mcp.core.retrieval.documents import DocumentStore
-from ragtune_mcp.core.retrieval.index import Encoder, VectorIndex
-from ragtune_mcp.core.retrieval.reindex import EncoderPool
+from ragtune_mcp.core.retrieval.index import VectorIndex
 
 # Asked for beyond k: documents deleted since the last sync still have a vector, and ties at rank k need
 # their ids.
 _MARGIN = 8
-_CACHED_QUERIES = 2048
 
 
 class SearchHit(NamedTuple):
@@ -32,14 +29,25 @@ class SearchHit(NamedTuple):
     score: float
 
 
+class QueryEncoders(Protocol):
+    """Loaded encoders by version; implemented by `models.pool.EncoderPool`."""
+
+    def get(self, version: str) -> Encoder:
+        """The encoder of a version; NotReady while it loads."""
+        ...
+
+    def embed_query(self, version: str, query: str) -> Vectors:
+        """(dimension,) float32 of one query, remembered; NotReady while the encoder loads."""
+        ...
+
+
 class Searcher:
     """Searches the collection of a version with that version's encoder. Thread-safe."""
 
-    def __init__(self, index: VectorIndex, documents: DocumentStore, encoders: EncoderPool) -> None:
+    def __init__(self, index: VectorIndex, documents: DocumentStore, encoders: QueryEncoders) -> None:
         self._index = index
         self._documents = documents
         self._encoders = encoders
-        self._cache = _QueryCache()
 
     def search(self, version: str, query: str, k: int) -> list[SearchHit]:
         """The k documents nearest to a query.
@@ -65,7 +73,7 @@ class Searcher:
         if self._documents.count() == 0:
             raise NotReady("No documents are indexed yet.", hint="Call index_documents first.")
         encoder = self._encoders.get(version)
-        vectors = self._cache.encode(encoder, queries)
+        vectors = self._encode(version, queries)
         neighbours = self._index.query(version, encoder.digest, vectors, k + _MARGIN)
         found = self._resolve(neighbours, k)
         short = [i for i, hits in enumerate(found) if len(hits) < min(k, len(neighbours[i]))]
@@ -81,6 +89,11 @@ class Searcher:
     def corpus(self, version: str) -> IndexedCorpus:
         """The documents as one version ranks them, for mining negatives."""
         return IndexedCorpus(self, self._documents, version)
+
+    def _encode(self, version: str, queries: Sequence[str]) -> Vectors:
+        if len(queries) == 1:
+            return self._encoders.embed_query(version, queries[0])[np.newaxis]
+        return self._encoders.get(version).encode(queries)
 
     def _resolve(self, neighbours: Sequence[Sequence[Neighbour]], k: int) -> list[list[SearchHit]]:
         documents = self._documents.documents(n.doc_id for row in neighbours for n in row)
@@ -109,26 +122,3 @@ class IndexedCorpus:
         """The k documents nearest to each query, best first."""
         found = self._searcher.search_all(self.version, queries, k)
         return [[Hit(hit.id, hit.text, hit.score) for hit in hits] for hits in found]
-
-
-class _QueryCache:
-    """Vectors of the latest queries by (model digest, text): agents repeat themselves."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._vectors: OrderedDict[tuple[str, str], Vectors] = OrderedDict()
-
-    def encode(self, encoder: Encoder, queries: Sequence[str]) -> Vectors:
-        """(n, dimension) float32, encoding only what is not remembered."""
-        digest = encoder.digest
-        with self._lock:
-            known = {q: self._vectors[digest, q] for q in queries if (digest, q) in self._vectors}
-        missing = list(dict.fromkeys(q for q in queries if q not in known))
-        if missing:
-            known |= dict(zip(missing, encoder.encode(missing), strict=True))
-        with self._lock:
-            for query in missing[-_CACHED_QUERIES:]:
-                self._vectors[digest, query] = known[query]
-            while len(self._vectors) > _CACHED_QUERIES:
-                self._vectors.popitem(last=False)
-        return np.stack([known[q] for q in queries])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ragtune_mcp.core.errors import InvalidInput
+from ragtune_mcp.core.errors import InvalidInput, PathOutsideWorkspace
 from ragtune_mcp.core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ _SKIPPED_FOLDERS = frozenset(
     .ruff_cache .pytest_cache .hypothesis .cache .idea .gradle context_portal site-packages""".split()
 )
 _MAGIC = re.compile(r"[*?\[]")
+_FOLDERS_BELOW = re.compile(r"/\*\*/$")
 
 
 class Match(NamedTuple):
@@ -100,7 +101,12 @@ def _parse(workspace: Workspace, pattern: str) -> _Pattern:
     )
     magic = _MAGIC.search(relative)
     start = relative[: magic.start()].rpartition("/")[0] if magic else relative
-    workspace.inside(start or ".")
+    try:
+        workspace.inside(start or ".")
+    except PathOutsideWorkspace as error:
+        raise PathOutsideWorkspace(
+            f"The pattern {pattern!r} is outside the workspace {workspace.root}."
+        ) from error
     start = "" if start == "." else start
     spec = GitIgnoreSpec.from_lines(["**" if relative == "." else f"/{relative}"])
     return _Pattern(pattern, start, spec, pattern.startswith("!"))
@@ -146,6 +152,20 @@ def _candidates(
             yield f"{prefix}{file}", rules.ignores(f"{prefix}{file}")
 
 
+def _verdict(spec: GitIgnoreSpec, path: str) -> bool | None:
+    """True for ignored, False for taken back, None when no line speaks of this very path."""
+    for pattern in reversed(spec.patterns):
+        found = pattern.match_file(path) if pattern.include is not None else None
+        if found is None:
+            continue
+        # The group marks where the pattern named a folder. Only the path itself counts here: a match
+        # through a folder above it was decided when that folder was entered, as git does.
+        folder_end = found.match.end("ps_d") if "ps_d" in found.match.re.groupindex else -1
+        if folder_end in (-1, len(path)):
+            return bool(pattern.include)
+    return None
+
+
 class _IgnoreRules:
     """The `.gitignore` files from the repository's root down to a folder; the deepest that speaks decides."""
 
@@ -173,11 +193,11 @@ class _IgnoreRules:
             folder = folder.rpartition("/")[0]
             prefix = f"{folder}/" if folder else ""
             spec = self._specs.get(prefix)
-            verdict = None if spec is None else spec.check_file(path[len(prefix) :]).include
+            verdict = None if spec is None else _verdict(spec, path[len(prefix) :])
             if verdict is not None:
                 return verdict
         for inner, spec in self._above:
-            verdict = spec.check_file(inner + path).include
+            verdict = _verdict(spec, inner + path)
             if verdict is not None:
                 return verdict
         return False
@@ -200,6 +220,8 @@ class _IgnoreRules:
         from pathspec import GitIgnoreSpec
 
         try:
-            return GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8", errors="replace").split("\n"))
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
             return None
+        # "x/**/" means the folders below x, which the library reads as x itself.
+        return GitIgnoreSpec.from_lines(_FOLDERS_BELOW.sub("/**/*/", line.rstrip("\r")) for line in lines)
