@@ -15,6 +15,7 @@ from tests.feedback import conport_double
 
 from ragtune_mcp.core.clock import from_iso, utc_now
 from ragtune_mcp.core.errors import ConPortUnavailable, InvalidInput
+from ragtune_mcp.core.feedback import conport_launch
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.feedback.conport_launch import find_command
 from ragtune_mcp.core.feedback.conport_session import ConPortSession
@@ -215,6 +216,20 @@ def test_the_program_is_found_beside_the_interpreter_without_path(monkeypatch):
     program, *arguments = find_command(f"{Path(sys.executable).name} -m x")
     assert Path(program).parent == Path(sys.executable).parent
     assert arguments == ["-m", "x"]
+
+
+def test_on_a_fresh_workspace_another_starting_conport_is_waited_for(make_client, workspace, monkeypatch):
+    looked: list[str] = []
+
+    def other_is_running(workspace_id: str) -> bool:
+        looked.append(workspace_id)
+        if len(looked) == 3:
+            conport_double.create(workspace.root)
+        return True
+
+    monkeypatch.setattr(conport_launch, "_other_is_running", other_is_running)
+    make_client().log_custom_data({"category": "C", "key": "k", "value": 1})
+    assert looked == [workspace.id] * 3
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ class ConPortFile:
         with self._reading() as connection:
             # Row by row: the texts and the decoded values of 100,000 rows are not to be in memory together.
             return [
-                {"id": id_, "timestamp": _shown(moment), "category": group, "key": name, "value": _value(value)}
-                for id_, moment, group, name, value in connection.execute(sql, parameters)
+                {"id": id_, "timestamp": _shown(moment), "category": of, "key": name, "value": _value(text)}
+                for id_, moment, of, name, text in connection.execute(sql, parameters)
             ]
 
     def count(self, category: str) -> int:
