@@ -1,15 +1,18 @@
 """Issue-wide promise: bad input names its value and the way out, and leaves nothing behind."""
 
-from pathlib import Path
-
 import pytest
 from mcp import Client
 
 from ragtune_mcp.core.app import RagTune
+from ragtune_mcp.core.experiment.serving import SearchService
+from ragtune_mcp.core.retrieval.search import SearchHit
 from ragtune_mcp.server import create_server
 
 pytestmark = pytest.mark.anyio
 
+BASE = "all-MiniLM-L6-v2"
+BLOCKED = "feedback_v1_20260108_143022_0000"
+SEARCHED = "the id of a search"
 TOOLS = {
     "generate_training_data": {},
     "start_finetune": {"training_data_path": "training_data/none.csv"},
@@ -78,13 +81,13 @@ CASES = [
     ("start_finetune", {"dataset_id": "training_none"}, {}, "unknown_dataset", "training_none"),
     ("job_status", TOOLS["job_status"], {}, "unknown_job", "ft_20260108_143022_0000"),
     ("cancel_job", TOOLS["cancel_job"], {}, "unknown_job", "ft_20260108_143022_0000"),
-    ("start_ab_test", TOOLS["start_ab_test"], {}, "unknown_version", "feedback_v1"),
+    ("start_ab_test", {"test_model": "none"}, {}, "unknown_version", "none"),
     ("ab_results", TOOLS["ab_results"], {}, "unknown_test", "ab_20260108_143022_0000"),
     ("stop_ab_test", TOOLS["stop_ab_test"], {}, "unknown_test", "ab_20260108_143022_0000"),
     ("record_feedback", TOOLS["record_feedback"], {}, "unknown_query", "q_none"),
-    ("promote_model", TOOLS["promote_model"], {}, "unknown_version", "feedback_v1"),
-    ("rollback_model", TOOLS["rollback_model"], {}, "unknown_version", "feedback_v1"),
-    ("export_model", TOOLS["export_model"], {}, "unknown_version", "feedback_v1"),
+    ("promote_model", {"version": "none"}, {}, "unknown_version", "none"),
+    ("rollback_model", {"version": "none"}, {}, "unknown_version", "none"),
+    ("export_model", {"version": "none"}, {}, "unknown_version", "none"),
     # missing file, path outside the workspace
     (
         "start_finetune",
@@ -113,7 +116,22 @@ CASES = [
     ("search", {"query": "  "}, {}, "invalid_input", "query"),
     ("stop_ab_test", {"test_id": "ab", "reason": ""}, {}, "invalid_input", "reason"),
     ("start_finetune", {}, {}, "invalid_input", "training_data_path"),
-    ("record_feedback", {"query_id": "SEARCHED"}, {}, "invalid_input", "rating"),
+    ("record_feedback", {"query_id": SEARCHED}, {}, "invalid_input", "feedback"),
+    # does not fit what is there
+    (
+        "record_feedback",
+        {"query_id": SEARCHED, "document_ratings": {"other": 3}},
+        {},
+        "invalid_input",
+        "other",
+    ),
+    ("start_ab_test", {"test_model": BASE}, {}, "invalid_input", BASE),
+    ("start_ab_test", {"test_model": BLOCKED}, {}, "gate_blocked", BLOCKED),
+    ("start_ab_test", {"test_model": BLOCKED, "force": True}, {}, "invalid_input", "force"),
+    ("start_ab_test", {}, {}, "invalid_input", "test_model"),
+    ("promote_model", {"version": BASE}, {}, "conflict", BASE),
+    ("promote_model", {"version": BLOCKED, "confirm": True}, {}, "gate_blocked", BLOCKED),
+    ("rollback_model", {"confirm": True}, {}, "conflict", "earlier champion"),
     # fewer samples than the minimum
     ("generate_training_data", {}, {}, "not_enough_data", "0"),
     (
@@ -123,10 +141,6 @@ CASES = [
         "not_enough_data",
         "0",
     ),
-    # nothing there yet
-    ("search", {"query": "how"}, {}, "not_ready", "indexed"),
-    ("rollback_model", {}, {}, "not_ready", "indexed"),
-    ("start_ab_test", {"baseline_model": ""}, {}, "not_ready", "indexed"),
     # feature switched off
     (
         "start_finetune",
@@ -145,11 +159,21 @@ CASES = [
 ]
 
 
+# The same in a workspace where nothing has been done yet.
+EMPTY_CASES = [
+    ("search", {"query": "how"}, "not_ready", "indexed"),
+    ("rollback_model", {}, "not_ready", "indexed"),
+    ("start_ab_test", {}, "not_ready", "indexed"),
+    ("promote_model", {"version": "v"}, "unknown_version", "v"),
+    ("ab_results", {}, "unknown_test", "test"),
+]
+
+
 def snapshot(core: RagTune) -> tuple[set[str], dict[str, int]]:
     """Every file of the workspace except SQLite's journals, and the number of rows of every table."""
-    root: Path = core.workspace.root
+    root = core.workspace.root
     files = {
-        str(path.relative_to(root)) for path in root.rglob("*") if not path.name.endswith(("-wal", "-shm"))
+        str(path.relative_to(root)) for path in root.rglob("*") if path.suffix not in (".db-wal", ".db-shm")
     }
     tables = [
         row[0] for row in core.db.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
@@ -160,42 +184,76 @@ def snapshot(core: RagTune) -> tuple[set[str], dict[str, int]]:
     return files, rows
 
 
+def prepare(core: RagTune) -> str:
+    """A serving base model, a version that its gate blocked, and one answered search, whose id is returned."""
+    for folder in ("base", "fine_tuned_models/blocked"):
+        path = core.workspace.root / folder
+        path.mkdir(parents=True)
+        (path / "model.safetensors").write_bytes(folder.encode())
+    core.registry.register_base(BASE, core.workspace.root / "base")
+    core.registry.set_alias("champion", BASE, actor="test", reason="first")
+    core.registry.register(
+        BLOCKED,
+        core.workspace.root / "fine_tuned_models/blocked",
+        base_model=BASE,
+        gate={"verdict": "block", "reasons": ["worse by 0.1"], "details": {}},
+    )
+    hit = SearchHit("a.md", "text", "a.md", 1, 0.5)
+    return SearchService(core.db, core.trials, lambda *_: [hit], core.champion).search("how", 1).query_id
+
+
+class NoFeedback:
+    """Stands for a ConPort without feedback; the real one is used in tests/real."""
+
+    def get_custom_data(self, *args, **kwargs):
+        return []
+
+    def close(self):
+        pass
+
+
 @pytest.fixture
-def open_core(tmp_path, monkeypatch):
-    opened = []
-
-    def open_core(environment):
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        # No ConPort process: its (missing) file says that there is no feedback yet.
-        monkeypatch.setenv("RAGTUNE_CONPORT", "sqlite")
-        opened.append(RagTune.open(tmp_path))
-        return opened[-1]
-
-    yield open_core
-    for core in opened:
-        core.close()
+def core(tmp_path, monkeypatch, request):
+    for name, value in getattr(request, "param", {}).items():
+        monkeypatch.setenv(name, value)
+    core = RagTune.open(tmp_path)
+    core.__dict__["conport"] = NoFeedback()
+    yield core
+    core.close()
 
 
-@pytest.mark.parametrize(
-    ("tool", "arguments", "environment", "code", "repeated"),
-    CASES,
-    ids=[f"{tool}-{code}-{number}" for number, (tool, _, _, code, _) in enumerate(CASES)],
-)
-async def test_bad_input_names_value_and_way_out_and_leaves_nothing(
-    open_core, tool, arguments, environment, code, repeated
-):
-    core = open_core(environment)
+async def refusal(core: RagTune, tool: str, arguments: dict) -> str:
+    """The error text of a call, which must have left no trace."""
     before = snapshot(core)
     async with Client(create_server(core=core)[0], mode="legacy") as session:
         answer = await session.call_tool(tool, arguments)
     assert answer.is_error
-    text = answer.content[0].text
+    assert snapshot(core) == before
+    return answer.content[0].text
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "core", "code", "repeated"),
+    CASES,
+    ids=[f"{number}-{tool}-{code}" for number, (tool, _, _, code, _) in enumerate(CASES)],
+    indirect=["core"],
+)
+async def test_bad_input_names_value_and_way_out_and_leaves_nothing(core, tool, arguments, code, repeated):
+    searched = prepare(core)
+    if arguments.get("query_id") == SEARCHED:
+        arguments = {**arguments, "query_id": searched}
+    text = await refusal(core, tool, arguments)
     assert text.startswith(f"[{code}] ")
     message, hint = text.split(" Hint: ", 1)
     assert repeated in message
     assert hint.strip()
-    assert snapshot(core) == before
+
+
+@pytest.mark.parametrize(("tool", "arguments", "code", "repeated"), EMPTY_CASES)
+async def test_an_empty_workspace_says_what_comes_first(core, tool, arguments, code, repeated):
+    text = await refusal(core, tool, arguments)
+    assert text.startswith(f"[{code}] ")
+    assert repeated in text.split(" Hint: ", 1)[0]
 
 
 def test_every_tool_has_bad_input_cases():
