@@ -36,6 +36,9 @@ class JobPaths:
         return self.folder / "scratch"
 
 
+_MANIFEST = ".manifest.json"
+
+
 @dataclass(frozen=True, slots=True)
 class DatasetPaths:
     """A data set's file and what stands beside it under the same stem."""
@@ -45,7 +48,7 @@ class DatasetPaths:
     @property
     def manifest(self) -> Path:
         """JSON: counts, thresholds, sha256 of the files; written last, so its presence means complete."""
-        return self._beside(".manifest.json")
+        return self._beside(_MANIFEST)
 
     @property
     def rejected(self) -> Path:
@@ -56,6 +59,11 @@ class DatasetPaths:
     def card(self) -> Path:
         """Markdown for people: histogram, balance, examples."""
         return self._beside(".card.md")
+
+    @staticmethod
+    def manifests(folder: Path) -> list[Path]:
+        """The manifests of all data sets in a folder, by name."""
+        return sorted(folder.glob(f"*{_MANIFEST}"))
 
     def _beside(self, ending: str) -> Path:
         return self.file.with_name(self.file.stem + ending)
