@@ -35,12 +35,14 @@ from ragtune_mcp.core.dataset.pairs import (
     canonical,
     rated_pairs,
 )
-from ragtune_mcp.core.dataset.split import SliceLedger, apply_splits, assign_splits, check_split
+from ragtune_mcp.core.dataset.split import SliceLedger, assign_splits, check_split, in_splits
+from ragtune_mcp.core.dataset.synthetic import synthetic_pairs
 from ragtune_mcp.core.errors import NotEnoughData
 from ragtune_mcp.core.feedback.cleaning import clean
 from ragtune_mcp.core.feedback.judgements import DocumentCatalogue, Judged, JudgementOptions, judge
 from ragtune_mcp.core.feedback.masking import mask
 from ragtune_mcp.core.feedback.records import FeedbackBatch, Judgement, Rejected
+from ragtune_mcp.core.feedback.text import text_key
 
 Progress = Callable[[float, str], None]
 # Easy negatives may close a small gap to the minimum, not stand in for ratings nobody gave.
@@ -58,16 +60,20 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """A data set in memory with its account: `read == len(used) + len(rejected)`."""
+    """A data set in memory with its account: `read == len(entries) + len(rejected)`.
+
+    Attributes:
+        entries: feedback id -> ConPort key of every entry that was used.
+        mined: how the hard negatives were mined; None without an index.
+    """
 
     pairs: tuple[TrainingPair, ...]
     judged: Judged
     rejected: tuple[Rejected, ...]
-    used: frozenset[str]
+    entries: Mapping[str, str]
     read: int
     masked: Counter[str]
     mined: Mined | None
-    conport_keys: tuple[str, ...]
 
     @property
     def ratings(self) -> int:
@@ -86,7 +92,7 @@ class Assembled:
             "hard_negative_pairs": kinds["hard_negative"],
             "synthetic_pairs": kinds["synthetic"],
             "feedback_read": self.read,
-            "feedback_used": len(self.used),
+            "feedback_used": len(self.entries),
             "skipped": dict(sorted(Counter(r.reason for r in self.rejected).items())),
             "queries": len({pair.query for pair in self.pairs}),
             "train_pairs": splits["train"],
@@ -127,45 +133,50 @@ def assemble(
         JudgementOptions(attribute_answers=options.attribute_answers),
     )
     progress(0.4, f"{len(judged.judgements)} judgements")
-    groups = group_queries(j.query for j in judged.judgements)
-    rated = rated_pairs(judged.judgements, groups, options.pair_rules)
+    rated = rated_pairs(judged.judgements, options.pair_rules)
+    groups = group_queries(pair.query for pair in rated.pairs)
     splits = _splits(rated.pairs, judged.judgements, groups, options, sources.ledger)
-    pairs = apply_splits(rated.pairs, splits)
+    pairs = in_splits(rated.pairs, groups, splits)
     pairs, apart = _documents_apart(pairs) if options.keep_documents_apart else (pairs, [])
     if enforce_minimum:
         _require("positive pairs", sum(p.kind == "positive" for p in pairs), options.min_positive_samples)
     progress(0.5, f"{len(pairs)} rated pairs in {len(set(groups.values()))} query groups")
-    undecided = _undecided(rated, groups)
-    taboo = taboo_documents(pairs, undecided)
+    taboo = taboo_documents(pairs, _undecided(rated, groups))
     mined: Mined | None = None
     if options.include_hard_negatives:
-        rules = MiningRules()
-        similar = similar_query_negatives(pairs, rules.per_query, taboo=taboo)
-        pairs = _merged(pairs, similar)
-        if sources.corpus is not None:
-            mined = mine_hard_negatives(
-                pairs, sources.corpus, rules, taboo=taboo, progress=lambda s, m: progress(0.5 + 0.4 * s, m)
-            )
-            pairs = _merged(pairs, mined.pairs)
+        pairs, mined = _with_hard_negatives(pairs, sources.corpus, taboo, progress)
     if enforce_minimum:
         pairs = _topped_up(pairs, options, taboo)
+    if options.include_synthetic and sources.documents is not None:
+        pairs = _merged(pairs, synthetic_pairs(sources.documents.all_texts(), pairs, options.seed))
     check_split(pairs)
     used = frozenset(i for pair in pairs if pair.rating is not None for i in pair.feedback_ids)
     rejected = _account(cleaned.batch.rejected, judged, rated, apart, used)
-    keys = tuple(sorted(r.key for r in cleaned.batch.records if r.feedback_id in used))
     result = Assembled(
-        tuple(sorted(pairs, key=canonical)),
-        judged,
-        tuple(rejected),
-        used,
-        batch.read,
-        cleaned.masked + judged.masked,
-        mined,
-        keys,
+        pairs=tuple(sorted(pairs, key=canonical)),
+        judged=judged,
+        rejected=tuple(rejected),
+        entries={r.feedback_id: r.key for r in cleaned.batch.records if r.feedback_id in used},
+        read=batch.read,
+        masked=cleaned.masked + judged.masked,
+        mined=mined,
     )
     if enforce_minimum:
         _require("usable ratings", result.ratings, options.min_ratings)
     return result
+
+
+def _with_hard_negatives(
+    pairs: Sequence[TrainingPair], corpus: Corpus | None, taboo: Mapping[str, set[str]], progress: Progress
+) -> tuple[list[TrainingPair], Mined | None]:
+    rules = MiningRules()
+    merged = _merged(pairs, similar_query_negatives(pairs, rules.per_query, taboo=taboo))
+    if corpus is None:
+        return merged, None
+    mined = mine_hard_negatives(
+        merged, corpus, rules, taboo=taboo, progress=lambda share, what: progress(0.5 + 0.4 * share, what)
+    )
+    return _merged(merged, mined.pairs), mined
 
 
 def _require(what: str, have: int, need: int) -> None:
@@ -183,16 +194,15 @@ def _splits(
     options: DatasetOptions,
     ledger: SliceLedger | None,
 ) -> dict[str, SplitName]:
-    scorable = dict.fromkeys((pair.query_group for pair in pairs), False)
+    scorable = dict.fromkeys(groups.values(), False)
     for pair in pairs:
-        scorable[pair.query_group] |= pair.kind == "positive"
-    queries = {pair.query: pair.query_group for pair in pairs}
-    held_out, trained = ledger.slices(queries) if ledger is not None else (set(), set())
+        scorable[groups[pair.query]] |= pair.kind == "positive"
+    held_out, trained = ledger.slices(groups) if ledger is not None else (set(), set())
     newest_first: list[str] | None = None
     if options.by_time:
         first_seen: dict[str, Any] = {}
         for judgement in judgements:
-            group = groups[judgement.query]
+            group = groups.get(judgement.query, "")
             first_seen[group] = min(first_seen.get(group, judgement.timestamp), judgement.timestamp)
         newest_first = sorted(scorable, key=lambda g: (first_seen[g], g), reverse=True)
     return assign_splits(scorable, held_out=held_out, trained=trained, order=newest_first)
@@ -209,7 +219,8 @@ def _documents_apart(pairs: Sequence[TrainingPair]) -> tuple[list[TrainingPair],
 def _undecided(rated: RatedPairs, groups: Mapping[str, str]) -> dict[str, set[str]]:
     undecided: dict[str, set[str]] = defaultdict(set)
     for judgement in rated.neutral:
-        undecided[groups[judgement.query]].add(judgement.document_id)
+        if judgement.query in groups:
+            undecided[groups[judgement.query]].add(judgement.document_id)
     for judgement in rated.capped:
         if judgement.rating > 3:
             undecided[groups[judgement.query]].add(judgement.document_id)
@@ -217,12 +228,15 @@ def _undecided(rated: RatedPairs, groups: Mapping[str, str]) -> dict[str, set[st
 
 
 def _merged(pairs: Sequence[TrainingPair], more: Iterable[TrainingPair]) -> list[TrainingPair]:
-    """Pairs with those of `more` whose (query, document) is not there yet."""
-    seen = {(pair.query, pair.document_id) for pair in pairs}
+    """Pairs with those of `more` whose (query, document) is not there yet, by id and by text."""
     merged = list(pairs)
+    seen: set[tuple[str, str]] = set()
+    for pair in pairs:
+        seen |= {(pair.query, pair.document_id), (pair.query, text_key(pair.document))}
     for pair in more:
-        if (pair.query, pair.document_id) not in seen:
-            seen.add((pair.query, pair.document_id))
+        own = {(pair.query, pair.document_id), (pair.query, text_key(pair.document))}
+        if not own & seen:
+            seen |= own
             merged.append(pair)
     return merged
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,14 +12,17 @@ from typing import Any
 from ragtune_mcp.core.clock import utc_now
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.dataset.assemble import Assembled, Progress, Sources, assemble
+from ragtune_mcp.core.dataset.card import render_card
 from ragtune_mcp.core.dataset.export import dataset_file, export_pairs
 from ragtune_mcp.core.dataset.options import DatasetOptions
 from ragtune_mcp.core.dataset.pairs import Corpus, TrainingPair
 from ragtune_mcp.core.dataset.split import SliceLedger
+from ragtune_mcp.core.dataset.validate import balance_warnings
 from ragtune_mcp.core.errors import NotEnoughData
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.feedback.judgements import DocumentCatalogue
 from ragtune_mcp.core.feedback.outbox import Outbox
+from ragtune_mcp.core.feedback.parsing import CATEGORY
 from ragtune_mcp.core.feedback.reader import read_feedback
 from ragtune_mcp.core.feedback.records import FeedbackBatch, FeedbackRecord
 from ragtune_mcp.core.workspace import Workspace, new_id
@@ -91,6 +94,7 @@ class TrainingDataGenerator:
         dataset_id = new_id("training", now)
         path = dataset_file(self.workspace.training_data, dataset_id, options.export_format)
         statistics = made.statistics()
+        warnings = _warnings(made, options, self._sources)
         report(0.95, "writing")
         ledger = self._sources.ledger
         with self._db.transaction():
@@ -101,13 +105,14 @@ class TrainingDataGenerator:
                 path,
                 options.export_format,
                 dataset_id=dataset_id,
-                details=_details(made, options, self.workspace, statistics),
+                details=_details(made, options, self.workspace, statistics, warnings),
                 rejected=made.rejected,
+                card=render_card(dataset_id, made, statistics, options.to_dict(), warnings),
                 now=now,
             )
         _log.info("data set %s: %d pairs of %d entries", dataset_id, len(made.pairs), made.read)
         report(1.0, "done")
-        return BuiltDataset(dataset_id, path, statistics, ())
+        return BuiltDataset(dataset_id, path, statistics, warnings)
 
     def get_feedback_data(self, days_back: int = 90, min_samples: int = 0) -> FeedbackBatch:
         """Read the feedback.
@@ -190,16 +195,46 @@ def _silent(_share: float, _message: str) -> None:
     """Progress nobody asked for."""
 
 
+def _warnings(made: Assembled, options: DatasetOptions, sources: Sources) -> tuple[str, ...]:
+    warnings = list(balance_warnings(made.pairs))
+    without = sum(r.reason == "no_documents" for r in made.rejected)
+    if without:
+        warnings.append(
+            f"{without} ratings name no documents and could not be matched to any. Record them with "
+            "record_feedback and the query_id of a search, or with documents [{id, text}] in the entry."
+        )
+    if options.include_hard_negatives and sources.corpus is None:
+        warnings.append("Nothing is indexed, so no hard negatives were mined. Call index_documents first.")
+    if options.include_synthetic and sources.documents is None:
+        warnings.append("Nothing is indexed, so there are no synthetic pairs. Call index_documents first.")
+    missed = made.mined.counts["positive_not_retrieved"] if made.mined is not None else 0
+    if missed:
+        warnings.append(f"{missed} queries have no mined negatives: the index does not find their positives.")
+    return tuple(warnings)
+
+
 def _details(
-    made: Assembled, options: DatasetOptions, workspace: Workspace, statistics: dict[str, Any]
+    made: Assembled,
+    options: DatasetOptions,
+    workspace: Workspace,
+    statistics: dict[str, Any],
+    warnings: Sequence[str],
 ) -> dict[str, Any]:
+    mined = made.mined
     return {
         "statistics": statistics,
         "options": options.to_dict(),
+        "warnings": list(warnings),
+        "masked": dict(sorted(made.masked.items())),
+        "contradictions": {
+            "found": len(made.judged.contradictions),
+            "resolved": sum(c.resolved for c in made.judged.contradictions),
+        },
+        "attributed": sorted(made.judged.attributed),
+        "mining": None if mined is None else {"margin": mined.margin, "calibrated_on": mined.calibrated_on},
         "conport": {
             "workspace_id": workspace.id,
-            "category": "UserFeedback",
-            "keys": list(made.conport_keys),
+            "category": CATEGORY,
+            "entries": dict(sorted(made.entries.items())),
         },
-        "masked": dict(sorted(made.masked.items())),
     }

@@ -25,7 +25,7 @@ from ragtune_mcp.core.feedback.text import query_key
 from ragtune_mcp.core.workspace import sha256_text
 
 NEAR_DUPLICATE = 0.7
-STRICTER = (0.8, 0.9)
+THRESHOLDS = (NEAR_DUPLICATE, 0.8, 0.9)
 LARGE_SHARE = 0.05
 LARGE_LEAST = 50
 _GRAM = 4
@@ -42,11 +42,12 @@ _SLACK = 0.17
 _U64 = npt.NDArray[np.uint64]
 
 
-def group_queries(queries: Iterable[str]) -> dict[str, str]:
+def group_queries(queries: Iterable[str], thresholds: Sequence[float] = THRESHOLDS) -> dict[str, str]:
     """Assign each query to its group of near-duplicates.
 
     Args:
         queries: any spellings; equal normalised texts share a group.
+        thresholds: of the cosine, and the stricter ones for components that are too large.
 
     Returns:
         Query -> group id, `g` and 16 hex digits; it depends on the set of queries only, not on their order.
@@ -56,7 +57,7 @@ def group_queries(queries: Iterable[str]) -> dict[str, str]:
     spellings = sorted(set(queries))
     key_of = {query: query_key(query) for query in spellings}
     keys = sorted(set(key_of.values()))
-    roots = _components(keys, (NEAR_DUPLICATE, *STRICTER), max(LARGE_LEAST, int(LARGE_SHARE * len(keys))))
+    roots = _components(keys, thresholds, max(LARGE_LEAST, int(LARGE_SHARE * len(keys))))
     hashes = [sha256_text(key)[:16] for key in keys]
     smallest: dict[int, str] = {}
     for number, root in enumerate(roots):

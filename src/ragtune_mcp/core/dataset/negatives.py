@@ -3,9 +3,9 @@
 Mined negatives come from the live index. A document near the query may simply be relevant and unrated, so a
 candidate must score at most (1 - margin) times what the query's lowest-scoring known positive scores (the
 positive-aware filter "TopK-PercPos" of NV-Retriever, Moreira et al. 2024). The margin is calibrated on the
-users' own low ratings (`calibrate_margin`). A query whose positives are not among its `depth` nearest
-documents gives no mined negatives: everything retrieved scores above the positive, so nothing can be told
-from a false negative.
+users' own ratings (`calibrate_margin`). A query whose positives are not among its `depth` nearest documents
+gives no mined negatives: everything retrieved scores above the positive, so nothing can be told from a false
+negative.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from ragtune_mcp.core.dataset.grouping import NEAR_DUPLICATE, similarity
 from ragtune_mcp.core.dataset.pairs import NEGATIVE_KINDS, Corpus, Hit, PairKind, TrainingPair
-from ragtune_mcp.core.feedback.text import text_key
+from ragtune_mcp.core.feedback.masking import mask
+from ragtune_mcp.core.feedback.text import scrub, text_key
 
 Progress = Callable[[float, str], None]
 
@@ -31,13 +32,19 @@ class MiningRules:
         per_query: hard negatives of one query; four were measured better than two (docs/training-data.md).
         depth: how many neighbours are looked at.
         margin: relative margin where too few ratings exist to calibrate it.
+        margins: the margins calibration chooses from, smallest first.
+        tolerated_share: share of high ratings among the rated documents below the ceiling that is still
+        accepted. least_rated: rated documents that calibration needs.
         filtered: False switches the margin filter off, for measurement.
         batch: queries per call of the index.
     """
 
     per_query: int = 4
     depth: int = 50
-    margin: float = 0.05
+    margin: float = 0.1
+    margins: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+    tolerated_share: float = 0.15
+    least_rated: int = 30
     filtered: bool = True
     batch: int = 256
 
@@ -48,7 +55,7 @@ class Mined:
 
     Attributes:
         margin: relative margin used.
-        calibrated_on: low ratings the margin rests on; 0 for the default margin.
+        calibrated_on: rated documents the margin rests on; 0 for the default margin.
         counts: queries by outcome: mined, positive_not_retrieved, nothing_left.
     """
 
@@ -107,18 +114,52 @@ def mine_hard_negatives(
             )
         if progress is not None:
             progress((start + len(batch)) / len(names), f"mined {start + len(batch)} of {len(names)} queries")
-    margin, calibrated_on = calibrate_margin(looked_up, rules.margin)
+    margin, calibrated_on = calibrate_margin(looked_up, rules)
     counts: Counter[str] = Counter()
     mined: list[TrainingPair] = []
     for item in looked_up:
-        found = _of_query(item, rules, margin, taboo.get(item.positives[0].query_group, set()), counts)
-        mined += found
+        mined += _of_query(item, rules, margin, taboo.get(item.positives[0].query_group, set()), counts)
     return Mined(tuple(mined), margin, calibrated_on, counts)
 
 
-def calibrate_margin(queries: Iterable[_Query], default: float) -> tuple[float, int]:
-    """The margin, and how many low ratings it rests on."""
-    return default, 0
+def calibrate_margin(queries: Iterable[_Query], rules: MiningRules) -> tuple[float, int]:
+    """The margin at which the users' own ratings show few false negatives.
+
+    Every rated document that was retrieved has a relative score: its score over that of the lowest other
+    positive of its query. Documents rated low show where negatives lie, documents rated high that stand
+    beside another positive show where false ones would come from. The smallest margin is taken below whose
+    ceiling at most `tolerated_share` of the rated documents were rated high; the largest, where none
+    satisfies.
+
+    Args:
+        queries: judged documents and neighbours.
+        rules: margins to choose from, and how many ratings that takes.
+
+    Returns:
+        The margin, and the number of rated documents it rests on; the default margin and 0 where there are
+        fewer than `least_rated` documents, or none of them was rated low.
+    """
+    low: list[float] = []
+    high: list[float] = []
+    for item in queries:
+        score = {hit.id: hit.score for hit in item.hits}
+        positives = [score[p.document_id] for p in item.positives if p.document_id in score]
+        if not positives or min(positives) <= 0:
+            continue
+        low += [score[p.document_id] / min(positives) for p in item.lows if p.document_id in score]
+        for i, own in enumerate(positives):
+            others = positives[:i] + positives[i + 1 :]
+            if others:
+                high.append(own / min(others))
+    rated = len(low) + len(high)
+    if not low or rated < rules.least_rated:
+        return rules.margin, 0
+    for margin in rules.margins:
+        highs = sum(ratio <= 1 - margin for ratio in high)
+        lows = sum(ratio <= 1 - margin for ratio in low)
+        if lows and highs <= rules.tolerated_share * (highs + lows):
+            return margin, rated
+    return rules.margins[-1], rated
 
 
 def similar_query_negatives(
@@ -206,15 +247,18 @@ def _of_query(
             return []
         ceiling = (1 - margin) * min(scores)
     judged = {p.document_id for p in (*item.positives, *item.lows)} | taboo
-    texts = {text_key(p.document) for p in item.positives}
-    chosen = [
-        hit
-        for hit in item.hits
-        if hit.score <= ceiling and hit.id not in judged and hit.text and text_key(hit.text) not in texts
-    ][: rules.per_query]
-    counts["mined" if chosen else "nothing_left"] += 1
+    seen = {text_key(p.document) for p in (*item.positives, *item.lows)}
     anchor = max(item.positives, key=lambda p: (p.weight, p.document_id))
-    return [_negative(anchor, hit.id, hit.text, "hard_negative") for hit in chosen]
+    found: list[TrainingPair] = []
+    for hit in item.hits:
+        if hit.score > ceiling or hit.id in judged or not hit.text.strip():
+            continue
+        text = mask(scrub(hit.text))
+        if text_key(text) not in seen and len(found) < rules.per_query:
+            seen.add(text_key(text))
+            found.append(_negative(anchor, hit.id, text, "hard_negative"))
+    counts["mined" if found else "nothing_left"] += 1
+    return found
 
 
 def positive_scores(item: _Query) -> list[float]:

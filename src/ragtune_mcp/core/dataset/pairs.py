@@ -96,16 +96,15 @@ NEGATIVE_KINDS: frozenset[PairKind] = frozenset({"negative", "hard_negative", "e
 _KIND_ORDER: tuple[PairKind, ...] = ("positive", "negative", "hard_negative", "easy_negative", "synthetic")
 
 
-def rated_pairs(judgements: Sequence[Judgement], groups: Mapping[str, str], rules: PairRules) -> RatedPairs:
+def rated_pairs(judgements: Sequence[Judgement], rules: PairRules) -> RatedPairs:
     """Turn judgements into positives and negatives.
 
     Args:
         judgements: at most one per (query, document).
-        groups: query -> group id.
         rules: thresholds and cap.
 
     Returns:
-        Pairs in canonical order, and what was left out.
+        Pairs without groups, by query and document, and what was left out.
     """
     neutral: list[Judgement] = []
     sides: dict[tuple[str, PairKind], list[Judgement]] = defaultdict(list)
@@ -118,10 +117,10 @@ def rated_pairs(judgements: Sequence[Judgement], groups: Mapping[str, str], rule
             neutral.append(judgement)
     pairs: list[TrainingPair] = []
     capped: list[Judgement] = []
-    for (query, kind), members in sides.items():
+    for (_, kind), members in sides.items():
         members.sort(key=lambda j: (-j.weight, j.document_id))
         capped += members[rules.per_query :]
-        pairs += (_rated(j, kind, groups[query]) for j in members[: rules.per_query])
+        pairs += (_rated(j, kind) for j in members[: rules.per_query])
     return RatedPairs(tuple(sorted(pairs, key=canonical)), tuple(neutral), tuple(capped))
 
 
@@ -137,7 +136,7 @@ def canonical(pair: TrainingPair) -> tuple[Any, ...]:
     )
 
 
-def _rated(judgement: Judgement, kind: PairKind, group: str) -> TrainingPair:
+def _rated(judgement: Judgement, kind: PairKind) -> TrainingPair:
     return TrainingPair(
         query=judgement.query,
         document=judgement.document,
@@ -146,6 +145,5 @@ def _rated(judgement: Judgement, kind: PairKind, group: str) -> TrainingPair:
         weight=judgement.weight,
         rating=judgement.rating,
         document_id=judgement.document_id,
-        query_group=group,
         feedback_ids=judgement.feedback_ids,
     )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar, get_args
 
 from ragtune_mcp.core.dataset.grouping import group_queries
 from ragtune_mcp.core.dataset.pairs import NEGATIVE_KINDS, PairKind, SplitName, TrainingPair
-from ragtune_mcp.core.dataset.split import apply_splits, assign_splits
+from ragtune_mcp.core.dataset.split import assign_splits, in_splits
 from ragtune_mcp.core.errors import InvalidInput
 
 _KINDS: tuple[PairKind, ...] = get_args(PairKind)
@@ -54,7 +53,7 @@ def with_groups_and_splits(pairs: Sequence[TrainingPair]) -> list[TrainingPair]:
     scorable = dict.fromkeys(groups.values(), False)
     for pair in pairs:
         scorable[groups[pair.query]] |= pair.kind not in NEGATIVE_KINDS
-    return apply_splits((replace(p, query_group=groups[p.query]) for p in pairs), assign_splits(scorable))
+    return in_splits(pairs, groups, assign_splits(scorable))
 
 
 def _absent(row: Mapping[str, Any], name: str) -> bool:

@@ -78,9 +78,11 @@ def assign_splits(
     return {g: "test" if g in test else "validation" if g in validation else "train" for g in ordered}
 
 
-def apply_splits(pairs: Iterable[TrainingPair], splits: Mapping[str, SplitName]) -> list[TrainingPair]:
-    """The pairs with the split of their group."""
-    return [replace(pair, split=splits[pair.query_group]) for pair in pairs]
+def in_splits(
+    pairs: Iterable[TrainingPair], groups: Mapping[str, str], splits: Mapping[str, SplitName]
+) -> list[TrainingPair]:
+    """The pairs with the group of their query and the split of that group."""
+    return [replace(p, query_group=groups[p.query], split=splits[groups[p.query]]) for p in pairs]
 
 
 def check_split(pairs: Iterable[TrainingPair]) -> None:

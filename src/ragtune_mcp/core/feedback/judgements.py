@@ -313,7 +313,9 @@ class _Pool:
         for doc_id in sorted(self._reference):
             raw = self._reference[doc_id]
             if raw not in prepared:
-                prepared[raw] = mask(strip_html(scrub(raw)), self.masked)
+                # Indexed texts stay as the model will see them; an entry may carry the HTML a page showed.
+                plain = scrub(raw) if doc_id in current else strip_html(scrub(raw))
+                prepared[raw] = mask(plain, self.masked)
             text = self._text_of[doc_id] = prepared[raw]
             self._canonical[doc_id] = first_with.setdefault(text_key(text), doc_id)
 

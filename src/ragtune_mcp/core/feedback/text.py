@@ -17,11 +17,11 @@ _BLOCKS = frozenset(
     header hr li main nav ol option p pre section table td th title tr ul""".split()
 )
 _DROPPED = frozenset({"script", "style", "head", "iframe", "svg"})
-_TAG = re.compile(r"</?([a-zA-Z][a-zA-Z0-9]{0,15})(?=[\s/>])[^<>]{0,2000}>|<!--")
+_TAG = re.compile(r"<(?P<close>/?)(?P<name>[a-zA-Z][a-zA-Z0-9]{0,15})(?=[\s/>])[^<>]{0,2000}>")
 _MARKDOWN = (
     (re.compile(r"!?\[([^\]\n]{0,500})\]\((?:[^()\s]|\([^()\s]*\)){0,1000}\)"), r"\1"),
     (re.compile(r"^[ \t]{0,3}(?:#{1,6}|>)[ \t]+", re.MULTILINE), ""),
-    (re.compile(r"(\*\*|__)(?=\S)([^\n]{1,500}?)(?<=\S)\1"), r"\2"),
+    (re.compile(r"\*\*(?=\S)([^\n]{1,500}?)(?<=\S)\*\*"), r"\1"),
     (re.compile(r"`{1,3}([^`\n]{1,500})`{1,3}"), r"\1"),
 )
 # What no text field means to hold: C0/C1 controls but tab and line feeds, lone surrogates, the byte order
@@ -35,15 +35,18 @@ _WORD = re.compile(r"\w+")
 class _Stripper(HTMLParser):
     """Keeps character data outside dropped elements; a block element ends a line."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
+        lower = text.lower()
+        # An element that is never closed must not swallow the rest of the text.
+        self._droppable = {tag for tag in _DROPPED if f"</{tag}" in lower}
         self.parts: list[str] = []
         self._dropped: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in _TAGS:
             self.parts.append(self.get_starttag_text() or "")
-        elif tag in _DROPPED:
+        elif tag in self._droppable:
             self._dropped.append(tag)
         elif tag in _BLOCKS:
             self.parts.append("\n")
@@ -69,8 +72,20 @@ def scrub(text: str) -> str:
 
 
 def has_html(text: str) -> bool:
-    """Whether a tag of HTML's own vocabulary occurs; `List<String>` and `a < b` do not count."""
-    return "<" in text and any(m.group(1) is None or m.group(1).lower() in _TAGS for m in _TAG.finditer(text))
+    """Whether the text is HTML: one of HTML's elements is opened and closed, or a line is broken by `<br>`.
+
+    A text about HTML ("removes the <base> tag"), `List<String>` and `a < b` are not.
+    """
+    if "<" not in text:
+        return False
+    opened: set[str] = set()
+    for match in _TAG.finditer(text):
+        name = match.group("name").lower()
+        if name == "br" or (match.group("close") and name in opened):
+            return True
+        if not match.group("close") and name in _TAGS:
+            opened.add(name)
+    return False
 
 
 def strip_html(text: str) -> str:
@@ -81,7 +96,7 @@ def strip_html(text: str) -> str:
     """
     if not has_html(text):
         return text
-    parser = _Stripper()
+    parser = _Stripper(text)
     parser.feed(text)
     parser.close()
     lines = (" ".join(line.split()) for line in "".join(parser.parts).split("\n"))
@@ -91,7 +106,7 @@ def strip_html(text: str) -> str:
 def plain_query(text: str) -> str:
     """A query or answer as one line of plain text: HTML and Markdown stripped, white space collapsed."""
     text = strip_html(scrub(text))
-    if any(mark in text for mark in "[#>*_`"):
+    if any(mark in text for mark in "[#>*`"):
         for pattern, replacement in _MARKDOWN:
             text = pattern.sub(replacement, text)
     return " ".join(text.split())
