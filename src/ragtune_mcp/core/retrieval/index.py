@@ -240,21 +240,33 @@ class VectorIndex:
     def prune(self, keep: AbstractCollection[str]) -> list[str]:
         """Delete superseded collections, those of versions not to be kept, and strays of this workspace.
 
+        What another process is building right now is left alone.
+
         Args:
             keep: versions that serve or may be rolled back to.
 
         Returns:
             Names of the deleted collections.
         """
-        gone = [c.name for c in self._catalog.all() if c.state == "retired" or c.version not in keep]
-        for name in gone:
-            self._drop(name)
+        gone = [c for c in self._catalog.all() if c.state == "retired" or c.version not in keep]
+        deleted = [collection.name for collection in gone if self._drop_unless_building(collection)]
         stored = [name for name in self._chroma.names() if name.startswith(self._prefix)]
         known = {collection.name for collection in self._catalog.all()}
         strays = [name for name in stored if name not in known]
         for name in strays:
-            self._drop(name)
-        return gone + strays
+            self._chroma.drop(name)
+        return deleted + [name for name in strays if name not in deleted]
+
+    def _drop_unless_building(self, collection: Collection) -> bool:
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(self._workspace.build_lock(collection.digest), timeout=0), self._writing():
+                self._drop(collection.name)
+        except Timeout:
+            log.info("%s is being built by another process and stays", collection.name)
+            return False
+        return True
 
     def _serving(self, version: str) -> Collection:
         ready = self._catalog.find(version, "ready")
@@ -282,8 +294,9 @@ class VectorIndex:
         return identity
 
     def _drop(self, name: str) -> None:
-        self._chroma.drop(name)
+        # The row first: a search must never be sent to a collection that is half gone.
         self._catalog.delete(name)
+        self._chroma.drop(name)
 
     def _matches_store(self, collection: Collection) -> bool:
         return self._chroma.count(collection) == self._catalog.count(collection.name)

@@ -18,6 +18,7 @@ import numpy as np
 
 from ragtune_mcp.core.models.encoder import Encoder, Vectors
 from ragtune_mcp.core.retrieval.catalog import Collection
+from ragtune_mcp.core.retrieval.chroma import VectorsGone
 from ragtune_mcp.core.retrieval.conport_items import ItemSource
 from ragtune_mcp.core.retrieval.documents import DocumentStore, IndexPlan
 from ragtune_mcp.core.retrieval.index import VectorIndex
@@ -29,6 +30,7 @@ Cancelled = Callable[[], None]
 
 # One batch is encoded, written and recorded at a time: what a kill can cost, and how often progress is told.
 _BATCH = 256
+_TRIES = 5
 
 
 class EncoderPool(Protocol):
@@ -162,18 +164,31 @@ def build_collection(
     """
     started = time.perf_counter()
     work = _Work(index, documents, encoder, progress, cancelled)
+    for attempt in range(1, _TRIES + 1):
+        try:
+            collection, created = _build(index, work, version, encoder, cancelled)
+            return work.report(collection, created=created, seconds=time.perf_counter() - started)
+        except VectorsGone:
+            # Another process deleted the collection meanwhile; the next round begins another.
+            if attempt == _TRIES:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _build(
+    index: VectorIndex, work: _Work, version: str, encoder: Encoder, cancelled: Cancelled
+) -> tuple[Collection, bool]:
     ready = index.usable(version, encoder.digest)
     if ready is not None:
         work.catch_up(ready)
-        return work.report(ready, created=False, seconds=time.perf_counter() - started)
+        return ready, False
     with index.builder(encoder.digest, cancelled):
         ready = index.usable(version, encoder.digest)
         collection = ready or index.begin(version, encoder)
         work.catch_up(collection)
         while ready is None and not index.publish(collection):
-            index.repair(collection)
             work.catch_up(collection)
-    return work.report(collection, created=ready is None, seconds=time.perf_counter() - started)
+    return collection, ready is None
 
 
 class _Work:
