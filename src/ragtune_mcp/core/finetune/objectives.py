@@ -1,0 +1,218 @@
+"""What a training step minimises.
+
+`Ranking` is the recipe's own objective; `LibraryLoss` wraps the losses of sentence-transformers unchanged.
+Both see a batch as distinct texts encoded once, and index arrays into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ragtune_mcp.core.dataset.pairs import TrainingPair
+from ragtune_mcp.core.errors import NotEnoughData
+from ragtune_mcp.core.finetune.examples import RankingExample, labelled_pairs, triplets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Distinct texts of one step and what the objective needs to know about them."""
+
+    texts: list[str]
+    layout: Any
+
+
+class Objective(Protocol):
+    """Batches in, a scalar loss out."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The batch of the examples with these indices."""
+        ...
+
+    def loss(self, vectors: Tensor, layout: Any) -> Tensor:
+        """Scalar loss from the vectors (n, dim) of the batch's texts."""
+        ...
+
+
+class _Distinct:
+    """Assigns each distinct text of a batch its position."""
+
+    def __init__(self) -> None:
+        self.place: dict[str, int] = {}
+
+    def __call__(self, text: str) -> int:
+        return self.place.setdefault(text, len(self.place))
+
+
+class RankingLayout(NamedTuple):
+    """Positions in the batch: (n,) anchors, (c,) candidates, (n,) index of the positive among the candidates.
+
+    Attributes:
+        blocked: (n, c) bool, True where a candidate may not serve as a negative of an anchor.
+        weights: (n,) trust in each example.
+    """
+
+    anchors: np.ndarray
+    candidates: np.ndarray
+    targets: np.ndarray
+    blocked: np.ndarray
+    weights: np.ndarray
+
+
+class Ranking:
+    """Softmax cross-entropy of the positive against every other document of the batch, weighted per example.
+
+    MultipleNegativesRankingLoss (Henderson et al. 2017) where each distinct document of the batch is one
+    candidate, and a document known to answer the query, or a near-duplicate of it, is never its negative.
+
+    Attributes:
+        scale: inverse temperature on the cosine.
+        symmetric: add the loss of finding each query from its positive.
+    """
+
+    def __init__(
+        self, examples: Sequence[RankingExample], *, scale: float = 20.0, symmetric: bool = False
+    ) -> None:
+        self.examples = examples
+        self.scale = scale
+        self.symmetric = symmetric
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The batch of the examples with these indices."""
+        examples = [self.examples[index] for index in indices]
+        place = _Distinct()
+        anchors = np.array([place(example.query) for example in examples])
+        candidates: dict[str, int] = {}
+        for example in examples:
+            for text in (example.positive, *example.negatives):
+                candidates.setdefault(text, len(candidates))
+        blocked = np.zeros((len(examples), len(candidates)), dtype=bool)
+        for row, example in enumerate(examples):
+            for text in example.answers:
+                if text in candidates and text != example.positive:
+                    blocked[row, candidates[text]] = True
+            if example.query in candidates:
+                blocked[row, candidates[example.query]] = example.query != example.positive
+        layout = RankingLayout(
+            anchors,
+            np.array([place(text) for text in candidates]),
+            np.array([candidates[example.positive] for example in examples]),
+            blocked,
+            np.array([example.weight for example in examples], dtype=np.float32),
+        )
+        return Batch(list(place.place), layout)
+
+    def loss(self, vectors: Tensor, layout: RankingLayout) -> Tensor:
+        """Weighted mean over the examples, from the vectors (n, dim) of the batch."""
+        import torch
+        from torch.nn.functional import cross_entropy, normalize
+
+        unit = normalize(vectors, dim=-1)
+        anchors = unit[torch.from_numpy(layout.anchors)]
+        scores = self.scale * anchors @ unit[torch.from_numpy(layout.candidates)].T
+        scores = scores.masked_fill(torch.from_numpy(layout.blocked), -torch.inf)
+        targets = torch.from_numpy(layout.targets)
+        weights = torch.from_numpy(layout.weights)
+        losses = cross_entropy(scores, targets, reduction="none")
+        if self.symmetric:
+            back = scores[:, targets].T
+            same = torch.from_numpy(layout.targets[:, None] == layout.targets[None, :])
+            other = same & ~torch.eye(len(targets), dtype=torch.bool)
+            losses = (
+                losses
+                + cross_entropy(
+                    back.masked_fill(other, -torch.inf), torch.arange(len(targets)), reduction="none"
+                )
+            ) / 2
+        return (weights * losses).sum() / weights.sum()
+
+
+class ColumnLayout(NamedTuple):
+    """One index array per column of the library's loss, and the labels where it takes any."""
+
+    columns: list[np.ndarray]
+    labels: np.ndarray | None
+
+
+class LibraryLoss:
+    """A sentence-transformers loss with its own defaults, fed from the distinct texts of the batch."""
+
+    def __init__(self, name: str, rows: Sequence[tuple[str, ...]], labels: Sequence[float] | None) -> None:
+        self.name = name
+        self.rows = rows
+        self.labels = labels
+        self._loss = library_loss(name, model=None)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The batch of the examples with these indices."""
+        place = _Distinct()
+        columns = [
+            np.array([place(text) for text in column])
+            for column in zip(*(self.rows[i] for i in indices), strict=True)
+        ]
+        labels = (
+            None if self.labels is None else np.array([self.labels[i] for i in indices], dtype=np.float32)
+        )
+        return Batch(list(place.place), ColumnLayout(columns, labels))
+
+    def loss(self, vectors: Tensor, layout: ColumnLayout) -> Tensor:
+        """The library's value for the vectors (n, dim) of the batch."""
+        import torch
+
+        columns = [vectors[torch.from_numpy(column)] for column in layout.columns]
+        labels = None if layout.labels is None else torch.from_numpy(layout.labels)
+        result: Tensor = self._loss.compute_loss_from_embeddings(columns, labels)
+        return result
+
+
+def library_loss(name: str, model: Any) -> Any:
+    """The loss module of sentence-transformers with its documented defaults."""
+    from sentence_transformers.sentence_transformer import losses
+
+    return getattr(losses, name)(model)
+
+
+def columns_for(
+    name: str, pairs: Sequence[TrainingPair], seed: int
+) -> tuple[list[tuple[str, ...]], list[float] | None]:
+    """The columns a named loss documents as its input.
+
+    Args:
+        name: CosineSimilarityLoss or CoSENTLoss (query, document with label), TripletLoss or
+            MultipleNegativesRankingLoss (anchor, positive, negative).
+        pairs: training pairs.
+        seed: fixes which negative goes with which positive.
+
+    Returns:
+        Rows of texts, and labels where the loss takes any.
+
+    Raises:
+        NotEnoughData: the pairs give no example of that shape.
+    """
+    rows: list[tuple[str, ...]]
+    labels: list[float] | None = None
+    if name in ("CosineSimilarityLoss", "CoSENTLoss"):
+        found = labelled_pairs(pairs)
+        rows, labels = [(query, document) for query, document, _ in found], [label for *_, label in found]
+    else:
+        rows = [tuple(triplet) for triplet in triplets(pairs, seed)]
+    if not rows:
+        raise NotEnoughData(
+            f"{len(pairs)} training pairs give no example for {name}.",
+            hint="Collect ratings of 4 or 5 and of 1 or 2.",
+        )
+    return rows, labels

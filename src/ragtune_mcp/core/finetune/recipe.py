@@ -1,0 +1,125 @@
+"""The recipe: what is trained, how, and why; chosen from the configuration and the amount of data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ragtune_mcp.core.finetune.config import FineTuningConfig
+
+_LEARNING_RATE = 5e-5
+_WARMUP_SHARE = 0.1
+_NEGATIVES = 4
+_MARGIN = 0.05
+_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides a training run.
+
+    Attributes:
+        loss: "ranking" for the recipe's own objective, else the name of a sentence-transformers loss.
+        warmup_steps: steps of linear warm-up.
+        frozen_layers: lowest encoder layers (and the embeddings) left as they are.
+        mined_negatives: hard negatives per positive, mined from the corpus with the base model.
+        margin: relative margin of the mining filter.
+        scale: inverse temperature of the ranking objective.
+        alphas: interpolation weights between base (0) and trained (1) tried on validation.
+        reasons: one sentence per choice.
+    """
+
+    loss: str
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    warmup_steps: int
+    frozen_layers: int
+    mined_negatives: int
+    margin: float
+    scale: float
+    alphas: tuple[float, ...]
+    evaluation_steps: int
+    save_steps: int
+    patience: int
+    seed: int
+    reasons: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return {**asdict(self), "alphas": list(self.alphas), "reasons": list(self.reasons)}
+
+
+def choose_recipe(config: FineTuningConfig, positives: int, layers: int) -> Recipe:
+    """The recipe for a configuration and an amount of data.
+
+    Args:
+        config: under loss "auto", fields that differ from their defaults win over the recipe's choice; under
+            a named loss every field is literal.
+        positives: training pairs that are answers.
+        layers: encoder layers of the model; 0 when unknown.
+
+    Returns:
+        The recipe with its reasons.
+    """
+    if config.loss_function != "auto":
+        return _literal(config)
+    return _auto(config, positives, layers)
+
+
+def _literal(config: FineTuningConfig) -> Recipe:
+    return Recipe(
+        loss=config.loss_function,
+        batch_size=config.batch_size,
+        epochs=config.num_epochs,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        frozen_layers=0,
+        mined_negatives=0,
+        margin=0.0,
+        scale=20.0,
+        alphas=(1.0,),
+        evaluation_steps=config.evaluation_steps,
+        save_steps=config.save_steps,
+        patience=config.early_stopping_patience,
+        seed=config.random_seed,
+        reasons=(
+            f"loss_function={config.loss_function}: every setting is taken as given, all layers train.",
+        ),
+    )
+
+
+def _auto(config: FineTuningConfig, positives: int, layers: int) -> Recipe:
+    explicit = config.explicit()
+    reasons = [
+        f"{positives} positive pairs: each is ranked against the other documents of its batch "
+        f"and {_NEGATIVES} mined ones."
+    ]
+    learning_rate = config.learning_rate if "learning_rate" in explicit else _LEARNING_RATE
+    steps = -(-positives // config.batch_size) * config.num_epochs
+    warmup = config.warmup_steps if "warmup_steps" in explicit else round(_WARMUP_SHARE * steps)
+    kept = sorted(explicit & {"learning_rate", "warmup_steps", "batch_size", "num_epochs"})
+    if kept:
+        reasons.append(f"As configured: {', '.join(f'{name}={getattr(config, name)}' for name in kept)}.")
+    frozen = layers // 2
+    if frozen:
+        reasons.append(
+            f"The lower {frozen} of {layers} layers and the embeddings stay frozen: half the work."
+        )
+    return Recipe(
+        loss="ranking",
+        batch_size=config.batch_size,
+        epochs=config.num_epochs,
+        learning_rate=learning_rate,
+        warmup_steps=warmup,
+        frozen_layers=frozen,
+        mined_negatives=_NEGATIVES,
+        margin=_MARGIN,
+        scale=20.0,
+        alphas=_ALPHAS,
+        evaluation_steps=config.evaluation_steps,
+        save_steps=config.save_steps,
+        patience=config.early_stopping_patience,
+        seed=config.random_seed,
+        reasons=tuple(reasons),
+    )

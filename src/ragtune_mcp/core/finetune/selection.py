@@ -1,0 +1,96 @@
+"""Which candidate to keep: every one is scored on held-out feedback, the base model always among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragtune_mcp.core.finetune.evaluation import PRIMARY, rank_vectors
+from ragtune_mcp.core.finetune.metrics import Qrels, ndcg
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Encode = Callable[[Sequence[str], "Mapping[str, Tensor] | None"], np.ndarray]
+
+
+class ValidationSet:
+    """Held-out queries, ranked against a pool of documents.
+
+    The pool is every judged document and the base model's nearest ones of each query: on the corpora measured
+    it orders candidates as the whole corpus does, at a fraction of the encoding.
+
+    Attributes:
+        queries: the judged query texts.
+        documents: the pool's texts.
+    """
+
+    def __init__(
+        self, qrels: Qrels, texts: Mapping[str, str], ids: Sequence[str], nearest: Mapping[str, np.ndarray]
+    ) -> None:
+        self.queries = list(qrels)
+        judged = {document for grades in qrels.values() for document in grades}
+        near = {ids[index] for query in self.queries for index in nearest[query]}
+        self._ids = sorted(judged | near)
+        self.documents = [texts[document] for document in self._ids]
+        self._qrels = qrels
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def score(self, encode: Encode, weights: Mapping[str, Tensor] | None) -> np.ndarray:
+        """nDCG@10 of each query, (n,) in [0, 1], with the given weights over the base ones."""
+        vectors = encode([*self.queries, *self.documents], weights)
+        n = len(self.queries)
+        ranked = rank_vectors(vectors[:n], vectors[n:], 10)
+        return np.array(
+            [
+                ndcg([self._ids[i] for i in row], self._qrels[query], 10)
+                for query, row in zip(self.queries, ranked, strict=True)
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The interpolation kept.
+
+    Attributes:
+        alpha: 0 is the base model, 1 the trained one.
+        scores: alpha -> mean validation nDCG@10.
+        reason: why, in words.
+    """
+
+    alpha: float
+    scores: Mapping[float, float]
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return {
+            "alpha": self.alpha,
+            "metric": PRIMARY,
+            "scores": {f"{a:g}": round(s, 4) for a, s in self.scores.items()},
+        }
+
+
+def choose_alpha(scores: Mapping[float, np.ndarray]) -> Choice:
+    """The interpolation with the best mean score; the smaller one of equals.
+
+    Args:
+        scores: alpha -> (n,) per-query validation scores; empty arrays when nothing was held out.
+
+    Returns:
+        The choice.
+    """
+    n = len(next(iter(scores.values())))
+    if n == 0:
+        alpha = max(scores)
+        return Choice(alpha, {}, f"No judged validation query: alpha {alpha:g} is taken untested.")
+    means = {alpha: float(values.mean()) for alpha, values in scores.items()}
+    alpha = max(sorted(means), key=means.__getitem__)
+    shown = ", ".join(f"{a:g}: {m:.3f}" for a, m in sorted(means.items()))
+    return Choice(alpha, means, f"Alpha {alpha:g} has the best validation nDCG@10 of {n} queries ({shown}).")

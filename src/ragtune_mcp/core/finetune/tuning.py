@@ -1,0 +1,392 @@
+"""From a data set to a judged model: the order of the phases of one fine-tuning run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ragtune_mcp.core.dataset.pairs import Dataset, TrainingPair
+from ragtune_mcp.core.errors import NotEnoughData
+from ragtune_mcp.core.finetune.backbone import FastBackbone, LibraryBackbone, open_backbone
+from ragtune_mcp.core.finetune.base import BaseModel
+from ragtune_mcp.core.finetune.config import FineTuningConfig, TrainingMetrics
+from ragtune_mcp.core.finetune.evaluation import Vectors, compare, rank_vectors
+from ragtune_mcp.core.finetune.evaluation import report as evaluation_report
+from ragtune_mcp.core.finetune.examples import grades, hold_out_groups, is_positive, ranking_examples
+from ragtune_mcp.core.finetune.gate import (
+    Forgetting,
+    GateVerdict,
+    judge,
+    neighbour_agreement,
+    probe_correlation,
+)
+from ragtune_mcp.core.finetune.library_trainer import ranking_columns, train_with_library
+from ragtune_mcp.core.finetune.mining import mine_negatives
+from ragtune_mcp.core.finetune.objectives import LibraryLoss, Objective, Ranking, columns_for
+from ragtune_mcp.core.finetune.progress import Progress, Report
+from ragtune_mcp.core.finetune.recipe import choose_recipe
+from ragtune_mcp.core.finetune.selection import Choice, ValidationSet, choose_alpha
+from ragtune_mcp.core.finetune.similarity import pair_metrics
+from ragtune_mcp.core.finetune.trainer import FastTrainer, Step, Trained, interpolate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# Outputs of frozen layers kept in memory: 1.3 million tokens of a 384-wide model in bfloat16.
+_KEEP_BYTES = 1_000_000_000
+# Tokens embedded with gradients at once; larger batches go in parts with the same gradient.
+_MICRO_TOKENS = 24_576
+_POOL_DEPTH = 20
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuneResult:
+    """What one run leaves behind.
+
+    Attributes:
+        metrics: flat numbers: final_train_loss, final_eval_score (validation nDCG@10 of the kept weights),
+            ...
+        evaluation: held-out test queries against the whole corpus, base and tuned; see `evaluation.report`.
+        chosen: the recipe, the interpolation kept, and why.
+    """
+
+    model_path: Path
+    duration_s: float
+    metrics: dict[str, float | None]
+    evaluation: dict[str, Any]
+    gate: GateVerdict
+    history: list[TrainingMetrics]
+    chosen: dict[str, Any]
+
+
+class Parts(NamedTuple):
+    """The pairs by split."""
+
+    train: tuple[TrainingPair, ...]
+    validation: tuple[TrainingPair, ...]
+    test: tuple[TrainingPair, ...]
+
+
+def split_parts(pairs: Sequence[TrainingPair], config: FineTuningConfig) -> Parts:
+    """The data set's own splits; validation is carved out of the training part where there is none.
+
+    An explicit `validation_split` replaces the data set's own division of training and validation.
+
+    Args:
+        pairs: pairs of every split.
+        config: validation_split and seed.
+
+    Returns:
+        The parts; no query group stands in both training and validation.
+
+    Raises:
+        NotEnoughData: fewer than 2 positive training pairs.
+    """
+    by_split = {
+        name: tuple(pair for pair in pairs if pair.split == name) for name in ("train", "validation", "test")
+    }
+    train, validation = by_split["train"], by_split["validation"]
+    if not validation or "validation_split" in config.explicit():
+        train, validation = hold_out_groups(
+            (*train, *validation), config.validation_split, config.random_seed
+        )
+    positives = sum(is_positive(pair) for pair in train)
+    if positives < 2:
+        raise NotEnoughData(
+            f"The training part holds {positives} positive pairs; at least 2 are needed.",
+            hint="Collect more ratings of 4 and 5, then call generate_training_data.",
+        )
+    return Parts(train, validation, by_split["test"])
+
+
+def fine_tune(
+    dataset: Dataset,
+    corpus: Mapping[str, str],
+    base: BaseModel,
+    config: FineTuningConfig,
+    output: Path,
+    *,
+    report: Report,
+    cancelled: Callable[[], None],
+    checkpoints: Path | None,
+) -> FineTuneResult:
+    """Train, choose, evaluate and judge one model.
+
+    Args:
+        dataset: pairs with their splits; the test part is never trained on and never used for a choice.
+        corpus: document id -> text: the whole index that queries are answered from.
+        base: the model to start from.
+        config: see `FineTuningConfig`.
+        output: folder to create with the model; written beside it first and renamed when complete.
+        report: receives (fraction, message, fields); fields hold `eta_s`, and in training `loss`.
+        cancelled: raises when the job was cancelled; called at least once per step.
+        checkpoints: folder for checkpoints; an interrupted run with the same data and recipe is resumed from
+            it.
+
+    Returns:
+        The result; a model that did not pass the gate is returned too, with the verdict "block".
+
+    Raises:
+        NotEnoughData: too few positive pairs.
+        JobCancelled: raised by `cancelled`.
+    """
+    return _Run(dataset, corpus, base, config, Progress(report, cancelled)).result(output, checkpoints)
+
+
+class _Run:
+    """The phases of one run; each reads what the ones before it left."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        corpus: Mapping[str, str],
+        base: BaseModel,
+        config: FineTuningConfig,
+        progress: Progress,
+    ) -> None:
+        self._config = config
+        self._progress = progress
+        self._parts = split_parts(dataset.pairs, config)
+        self._ids = list(corpus)
+        self._texts = list(corpus.values())
+        self._place = _document_ids(dataset.pairs, corpus)
+        self._corpus = corpus
+        progress.start("loading the base model")
+        self._backbone = open_backbone(base.path, config.max_seq_length, low_precision=config.use_amp)
+        positives = sum(is_positive(pair) for pair in self._parts.train)
+        self._recipe = choose_recipe(config, positives, self._backbone.layers)
+        if isinstance(self._backbone, FastBackbone):
+            self._backbone.freeze(self._recipe.frozen_layers, _KEEP_BYTES)
+        self._queries = sorted({pair.query for pair in dataset.pairs})
+        self._plan_work()
+
+    def result(self, output: Path, checkpoints: Path | None) -> FineTuneResult:
+        base_documents, base_queries = self._encode_base()
+        validation = self._validation_set(base_documents, base_queries)
+        trained = self._train(base_documents, validation, checkpoints)
+        choice = self._choose(trained, validation)
+        # A blocked run still leaves the mildest trained candidate, so that the verdict is about a real model.
+        alpha = choice.alpha or min(a for a in self._recipe.alphas if a > 0)
+        weights = interpolate(self._backbone.base_weights, trained.weights, alpha)
+        tuned_documents, tuned_queries = self._encode_tuned(weights)
+        evaluation, metrics = self._evaluate(
+            Vectors(base_queries, base_documents, self._ids),
+            Vectors(tuned_queries, tuned_documents, self._ids),
+            weights,
+        )
+        gate = self._judge(
+            evaluation.pop("differences"), base_documents, tuned_documents, weights, choice.alpha
+        )
+        self._progress.start("saving the model")
+        _save(self._backbone, weights, output)
+        metrics = {
+            "final_train_loss": trained.final_loss,
+            "final_eval_score": choice.scores.get(alpha, trained.best_score),
+            "base_eval_score": choice.scores.get(0.0),
+            **metrics,
+        }
+        chosen = {
+            "recipe": self._recipe.to_dict(),
+            "interpolation": choice.to_dict(),
+            "reasons": [*self._recipe.reasons, choice.reason],
+            "steps": trained.steps,
+            "best_step": trained.best_step,
+            "stopped_early": trained.stopped_early,
+        }
+        return FineTuneResult(
+            output, self._progress.elapsed_s, metrics, evaluation, gate, trained.history, chosen
+        )
+
+    def _plan_work(self) -> None:
+        layers = self._backbone.layers or 1
+        upper = layers - self._backbone.frozen
+        corpus = self._backbone.token_count(self._texts)
+        answers = [
+            text for pair in self._parts.train if is_positive(pair) for text in (pair.query, pair.document)
+        ]
+        per_epoch = self._backbone.token_count(answers) * (1 + self._recipe.mined_negatives)
+        held_out = min(corpus, 3000 * len({pair.query for pair in self._parts.validation}))
+        self._progress.plan(
+            {
+                "encoding the corpus with the base model": corpus * layers,
+                "training": (3 * per_epoch + held_out) * self._recipe.epochs * upper,
+                "choosing the interpolation": held_out * upper * max(0, len(self._recipe.alphas) - 2),
+                "encoding the corpus with the tuned model": corpus * upper,
+                "evaluating": corpus * upper * 0.05,
+            }
+        )
+        self._upper = upper
+
+    def _encode_base(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        self._progress.start("encoding the corpus with the base model")
+        layers = self._backbone.layers or 1
+        training = [pair.document for pair in self._parts.train]
+        self._backbone.encode(
+            [*self._queries, *training], tick=lambda tokens: self._progress.advance(tokens * layers)
+        )
+        documents = self._backbone.encode(
+            self._texts, tick=lambda tokens: self._progress.advance(tokens * layers)
+        )
+        return documents, self._encode_queries(None)
+
+    def _encode_tuned(self, weights: Mapping[str, Tensor]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        self._progress.start("encoding the corpus with the tuned model")
+        tick = self._tick()
+        return self._backbone.encode(self._texts, weights, tick), self._encode_queries(weights)
+
+    def _encode_queries(self, weights: Mapping[str, Tensor] | None) -> dict[str, np.ndarray]:
+        return dict(zip(self._queries, self._backbone.encode(self._queries, weights), strict=True))
+
+    def _tick(self) -> Callable[[int], None]:
+        return lambda tokens: self._progress.advance(tokens * self._upper)
+
+    def _validation_set(self, documents: np.ndarray, queries: Mapping[str, np.ndarray]) -> ValidationSet:
+        qrels = grades(self._parts.validation, self._place)
+        nearest = {query: rank_vectors(queries[query][None], documents, _POOL_DEPTH)[0] for query in qrels}
+        return ValidationSet(qrels, self._corpus, self._ids, nearest)
+
+    def _train(self, documents: np.ndarray, validation: ValidationSet, checkpoints: Path | None) -> Trained:
+        recipe = self._recipe
+        upper, encode = self._upper, self._scoring()
+        validate = (
+            (lambda weights: float(validation.score(encode, weights).mean())) if len(validation) else None
+        )
+
+        def on_step(step: Step) -> None:
+            self._progress.advance(
+                3 * step.tokens * upper,
+                f"training, step {step.step} of {step.steps}",
+                loss=round(step.loss, 4),
+                step=step.step,
+                steps=step.steps,
+                epoch=round(step.epoch, 2),
+            )
+
+        if recipe.loss == "ranking":
+            examples = self._mined(documents)
+        self._progress.start("training")
+        if isinstance(self._backbone, LibraryBackbone):
+            rows, labels = (
+                (ranking_columns(examples), None)
+                if recipe.loss == "ranking"
+                else columns_for(recipe.loss, self._parts.train, recipe.seed)
+            )
+            return train_with_library(
+                self._backbone,
+                rows,
+                labels,
+                recipe,
+                validate=validate,
+                on_step=on_step,
+                checkpoints=checkpoints,
+            )
+        objective: Objective = (
+            Ranking(examples, scale=recipe.scale)
+            if recipe.loss == "ranking"
+            else LibraryLoss(recipe.loss, *columns_for(recipe.loss, self._parts.train, recipe.seed))
+        )
+        trainer = FastTrainer(self._backbone, objective, recipe, micro_tokens=_MICRO_TOKENS)
+        return trainer.run(validate=validate, on_step=on_step, checkpoints=checkpoints)
+
+    def _mined(self, documents: np.ndarray) -> list[Any]:
+        examples = ranking_examples(self._parts.train)
+        return mine_negatives(
+            examples,
+            self._backbone.encode([example.query for example in examples]),
+            self._backbone.encode([example.positive for example in examples]),
+            documents,
+            self._texts,
+            per_example=self._recipe.mined_negatives,
+            margin=self._recipe.margin,
+        )
+
+    def _scoring(self) -> Callable[[Sequence[str], Mapping[str, Tensor] | None], np.ndarray]:
+        tick = self._tick()
+        return lambda texts, weights: self._backbone.encode(texts, weights, tick)
+
+    def _choose(self, trained: Trained, validation: ValidationSet) -> Choice:
+        self._progress.start("choosing the interpolation")
+        base, encode = self._backbone.base_weights, self._scoring()
+        scores = {
+            alpha: validation.score(encode, interpolate(base, trained.weights, alpha))
+            for alpha in self._recipe.alphas
+        }
+        return choose_alpha(scores)
+
+    def _evaluate(
+        self, base: Vectors, tuned: Vectors, weights: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, float | None]]:
+        self._progress.start("evaluating")
+        qrels = grades(self._parts.test, self._place)
+        base, tuned = (
+            Vectors({query: v.queries[query] for query in qrels}, v.documents, v.ids) for v in (base, tuned)
+        )
+        base_run, tuned_run = base.rank(), tuned.rank()
+        rated = {
+            self._place[pair.document]
+            for pair in self._parts.train
+            if pair.rating and pair.document in self._place
+        }
+        seed = self._config.random_seed
+        found = evaluation_report(base_run, tuned_run, qrels, rated, {query: query for query in qrels}, seed)
+        found["documents"] = len(self._ids)
+        found["differences"] = compare(base_run, tuned_run, qrels).differences()
+        pairs = {
+            "base": pair_metrics(self._backbone.encode, self._parts.test),
+            "tuned": pair_metrics(lambda texts: self._backbone.encode(texts, weights), self._parts.test),
+        }
+        found["pairs"] = pairs
+        metrics: dict[str, float | None] = {"test_queries": float(found["queries"])}
+        for name, gain in found["gain"].items():
+            metrics[f"base_{name}"], metrics[f"tuned_{name}"] = found["base"][name], found["tuned"][name]
+            metrics[f"gain_{name}"] = gain["mean"]
+        metrics.update(pairs["tuned"])
+        return found, metrics
+
+    def _judge(
+        self,
+        differences: np.ndarray,
+        base: np.ndarray,
+        tuned: np.ndarray,
+        weights: Mapping[str, Tensor],
+        alpha: float,
+    ) -> GateVerdict:
+        forgetting = Forgetting(
+            probe_correlation(self._backbone.encode),
+            probe_correlation(lambda texts: self._backbone.encode(texts, weights)),
+            neighbour_agreement(base, tuned, self._config.random_seed),
+        )
+        judged = len({pair.query for pair in self._parts.test})
+        hint = (
+            f"more ratings, of more different queries (now {len(self._queries)} queries, "
+            f"{judged} of them held out for testing)"
+        )
+        return judge(
+            differences, forgetting, chosen_alpha=alpha, seed=self._config.random_seed, ratings_hint=hint
+        )
+
+
+def _document_ids(pairs: Sequence[TrainingPair], corpus: Mapping[str, str]) -> dict[str, str]:
+    """Document text -> id in the corpus; an edited document is found by its id."""
+    place = {text: document for document, text in corpus.items()}
+    for pair in pairs:
+        if pair.document not in place and pair.document_id in corpus:
+            place[pair.document] = pair.document_id
+    return place
+
+
+def _save(backbone: FastBackbone | LibraryBackbone, weights: Mapping[str, Tensor], output: Path) -> None:
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    backbone.save(weights, partial)
+    os.replace(partial, output)
