@@ -173,21 +173,23 @@ def _add_routes(server: MCPServer[Session], session: Session) -> None:
 
     async def generate_data(request: Request) -> Result:
         arguments = await _arguments(request, tools["generate_training_data"])
-        return await session.call(session.core.generate_training_data, **arguments)
+        return await session.call(lambda core: core.generate_training_data(**arguments))
 
     async def fine_tune(request: Request) -> Result:
         arguments = await _arguments(request, tools["start_finetune"])
-        return await session.call(session.core.start_finetune, **arguments)
+        return await session.call(lambda core: core.start_finetune(**arguments))
 
     async def training_status(request: Request) -> Result:
-        return await session.call(session.core.job_status, request.path_params["job_id"])
+        job_id = request.path_params["job_id"]
+        return await session.call(lambda core: core.job_status(job_id))
 
     async def ab_start(request: Request) -> Result:
         arguments = await _arguments(request, tools["start_ab_test"])
-        return await session.call(session.core.start_ab_test, **arguments)
+        return await session.call(lambda core: core.start_ab_test(**arguments))
 
     async def ab_results(request: Request) -> Result:
-        return await session.call(session.core.ab_results, request.path_params["test_id"])
+        test_id = request.path_params["test_id"]
+        return await session.call(lambda core: core.ab_results(test_id))
 
     for method, path, answer in (
         ("POST", "/training/generate-data", generate_data),
@@ -200,7 +202,7 @@ def _add_routes(server: MCPServer[Session], session: Session) -> None:
 
     @server.custom_route("/", methods=["GET"])  # type: ignore[untyped-decorator]
     async def page(request: Request) -> Response:
-        html = await session.call(status_page, session.core)
+        html = await session.call(status_page)
         return HTMLResponse(
             html, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
         )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_LEAVE_AFTER_S = 0.3
+
 INSTRUCTIONS = (
     "Retrieval over this project's documents that improves with ratings. Daily use: search, then "
     "record_feedback with its query_id. To improve the model: generate_training_data, start_finetune, "
@@ -56,7 +58,7 @@ def create_server(
     async def lifespan(server: MCPServer[Session]) -> AsyncIterator[Session]:
         # A print that nobody flushed would be written onto the protocol at exit; here it goes to stderr.
         with contextlib.redirect_stdout(sys.stderr):
-            async with session.opened():
+            async with session.served():
                 yield session
 
     server: MCPServer[Session] = MCPServer(
@@ -92,13 +94,12 @@ def leave() -> None:
     Their threads would hold the interpreter for as long as they run. What they were writing is a transaction
     or a rename that has not happened yet.
     """
-    waiting = [
-        thread
-        for thread in threading.enumerate()
-        if thread is not threading.main_thread() and not thread.daemon
-    ]
-    if waiting:
-        log.warning("left %d unfinished calls behind", len(waiting))
+    main = threading.main_thread()
+    others = [thread for thread in threading.enumerate() if thread is not main and not thread.daemon]
+    for thread in others:
+        thread.join(_LEAVE_AFTER_S / len(others))
+    if any(thread.is_alive() for thread in others):
+        log.warning("left unfinished calls behind")
         logging.shutdown()
         os._exit(0)
 

@@ -185,7 +185,7 @@ def snapshot(core: RagTune) -> tuple[set[str], dict[str, int]]:
 
 
 def prepare(core: RagTune) -> str:
-    """A serving base model, a version that its gate blocked, and one answered search, whose id is returned."""
+    """A serving base model, a version that its gate blocked, and one answered search; returns its id."""
     for folder in ("base", "fine_tuned_models/blocked"):
         path = core.workspace.root / folder
         path.mkdir(parents=True)

@@ -9,16 +9,17 @@ from ragtune_mcp.surface.commands import app
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _generator():
+@pytest.fixture(scope="module")
+def generated():
     spec = importlib.util.spec_from_file_location("make_tool_docs", ROOT / "scripts" / "make_tool_docs.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    return module.documents()
 
 
 @pytest.mark.parametrize("path", ["docs/tools.md", "tests/surfaces/tools.json"])
-def test_generated_files_are_current(path):
-    expected = _generator().documents()[ROOT / path]
+def test_generated_files_are_current(generated, path):
+    expected = generated[ROOT / path]
     assert (ROOT / path).read_text(encoding="utf-8") == expected, (
         "run scripts/make_tool_docs.py and read the difference"
     )

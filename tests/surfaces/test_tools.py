@@ -289,7 +289,7 @@ async def test_a_shared_core_stays_open_when_the_server_ends(core):
 
 
 async def test_the_outbox_is_flushed_in_the_background(core, monkeypatch):
-    monkeypatch.setattr(session_module, "FLUSH_EVERY_S", 0.0)
+    monkeypatch.setattr(session_module, "FIRST_ROUND_S", 0.0)
     async with client(core):
         with anyio.fail_after(5):
             while not core.flushes:
@@ -305,7 +305,8 @@ async def test_a_failing_background_round_does_not_end_the_server(core, monkeypa
         rounds.append(1)
         raise sqlite3.OperationalError("database is locked")
 
-    monkeypatch.setattr(session_module, "FLUSH_EVERY_S", 0.0)
+    monkeypatch.setattr(session_module, "FIRST_ROUND_S", 0.0)
+    monkeypatch.setattr(session_module, "ROUND_EVERY_S", 0.0)
     core.flush_outbox = fail
     async with client(core) as session:
         with anyio.fail_after(5):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
@@ -22,7 +22,9 @@ from ragtune_mcp.surface.plain_text import presentable
 from ragtune_mcp.surface.session import Session
 from ragtune_mcp.surface.tool import internal_error
 
-R = TypeVar("R", bound=Result)
+if TYPE_CHECKING:
+    from ragtune_mcp.core.app import RagTune
+
 _JSON = "application/json"
 _COMPLETIONS = 50
 
@@ -38,27 +40,27 @@ def add_resources(server: MCPServer[Session], session: Session) -> None:
     @server.resource("ragtune://status", title="Workspace at a glance", mime_type=_JSON)
     async def status() -> str:
         """Serving version, documents, running jobs, active test, what waits for ConPort."""
-        return await _read("status", lambda: session.call(session.core.status))
+        return await _read(session, "status", lambda core: core.status())
 
     @server.resource("ragtune://jobs/{job_id}", title="Job", mime_type=_JSON)
     async def job(job_id: str) -> str:
         """State, progress and result of a job, as job_status gives it."""
-        return await _read("jobs", lambda: session.call(session.core.job_status, job_id))
+        return await _read(session, "jobs", lambda core: core.job_status(job_id))
 
     @server.resource("ragtune://models/{version}", title="Model version", mime_type=_JSON)
     async def model(version: str) -> str:
         """One version with its lineage, metrics and gate verdict."""
-        return await _read("models", lambda: session.call(session.core.model, version))
+        return await _read(session, "models", lambda core: core.model(version))
 
     @server.resource("ragtune://tests/{test_id}", title="A/B test", mime_type=_JSON)
     async def test(test_id: str) -> str:
         """Where a live comparison stands, as ab_results gives it."""
-        return await _read("tests", lambda: session.call(session.core.ab_results, test_id))
+        return await _read(session, "tests", lambda core: core.ab_results(test_id))
 
 
-async def _read(kind: str, read: Callable[[], Awaitable[R]]) -> str:
+async def _read(session: Session, kind: str, verb: Callable[[RagTune], Result]) -> str:
     try:
-        result = await read()
+        result = await session.call(verb)
     except UnknownId as error:
         raise ResourceNotFoundError(presentable(str(error))) from error
     except RagTuneError as error:
@@ -143,11 +145,11 @@ def add_completions(server: MCPServer[Session], session: Session) -> None:
 async def _ids(session: Session, argument: str) -> list[str]:
     match argument:
         case "version":
-            return [each.version for each in (await session.call(session.core.list_models)).models]
+            return [each.version for each in (await session.call(lambda core: core.list_models())).models]
         case "job_id":
-            return (await session.call(session.core.status)).running_jobs
+            return (await session.call(lambda core: core.status())).running_jobs
         case "test_id":
-            active = (await session.call(session.core.status)).active_test
+            active = (await session.call(lambda core: core.status())).active_test
             return [active] if active else []
         case _:
             return []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 import anyio.to_thread
 
-from ragtune_mcp.core.errors import NotReady, RagTuneError
+from ragtune_mcp.core.errors import RagTuneError
 
 if TYPE_CHECKING:
     from ragtune_mcp.core.app import RagTune
@@ -24,14 +24,18 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FLUSH_EVERY_S = 20.0
+# The first round waits until the host has listed the tools.
+FIRST_ROUND_S = 2.0
+ROUND_EVERY_S = 20.0
 POLL_EVERY_S = 0.5
 _THREADS = 24
 _ENDED = ("completed", "failed", "cancelled")
 
 
 class Session:
-    """The workspace as the surfaces reach it. Verbs block, so each runs in a thread.
+    """The workspace as the surfaces reach it: verbs block, so each runs in a thread.
+
+    The first call opens it, not the start: hosts wait for the list of tools then, which needs nothing of it.
 
     Args:
         root: the workspace's folder.
@@ -43,46 +47,35 @@ class Session:
         self.settings = settings
         self._root = root
         self._core = core
+        self._is_owned = core is None
+        self._opening = threading.Lock()
         self._threads: anyio.CapacityLimiter | None = None
 
-    @property
-    def core(self) -> RagTune:
-        """The open workspace.
-
-        Raises:
-            NotReady: the session has not been opened.
-        """
-        if self._core is None:
-            raise NotReady("The workspace is not open yet.", hint="Repeat the call in a moment.")
-        return self._core
-
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Session]:
-        """Open the workspace, deliver the outbox in the background, and close everything on the way out."""
+    async def served(self) -> AsyncIterator[Session]:
+        """Deliver the outbox and look after jobs in the background; close the workspace on the way out."""
         # A limiter of its own: waiting tools never starve the transport, which uses the default one.
         self._threads = anyio.CapacityLimiter(_THREADS)
-        owned = self._core is None
-        if owned:
-            self._core = await anyio.to_thread.run_sync(self._open)
         try:
             async with anyio.create_task_group() as background:
                 background.start_soon(self._tend)
                 yield self
                 background.cancel_scope.cancel()
         finally:
-            if owned:
-                core, self._core = self.core, None
-                core.close()
+            if self._is_owned and self._core is not None:
+                self._core.close()
 
-    async def call(self, verb: Callable[..., T], *args: object, **kwargs: object) -> T:
+    async def call(self, verb: Callable[[RagTune], T]) -> T:
         """Run one verb in a thread.
 
         A cancelled call returns at once and its thread finishes on its own: every change a verb makes is one
         transaction or one rename, so nothing is left half done.
         """
-        return await anyio.to_thread.run_sync(
-            functools.partial(verb, *args, **kwargs), limiter=self._threads, abandon_on_cancel=True
-        )
+
+        def run() -> T:
+            return verb(self._opened())
+
+        return await anyio.to_thread.run_sync(run, limiter=self._threads, abandon_on_cancel=True)
 
     async def wait_for_job(
         self, job_id: str, wait_s: float, report: Callable[[JobStatusResult], Awaitable[None]]
@@ -97,33 +90,43 @@ class Session:
         Returns:
             The last state seen.
         """
-        state = first = await self.call(self.core.job_status, job_id)
+
+        def look(core: RagTune) -> JobStatusResult:
+            return core.job_status(job_id)
+
+        state = first = await self.call(look)
         deadline = anyio.current_time() + wait_s
         while state.status == first.status and state.status not in _ENDED and anyio.current_time() < deadline:
             await anyio.sleep(min(POLL_EVERY_S, max(0.0, deadline - anyio.current_time())))
-            before, state = state, await self.call(self.core.job_status, job_id)
+            before, state = state, await self.call(look)
             if state.progress > before.progress:
                 await report(state)
         return state
 
-    def _open(self) -> RagTune:
-        from ragtune_mcp.core.app import RagTune
+    def _opened(self) -> RagTune:
+        with self._opening:
+            if self._core is None:
+                from ragtune_mcp.core.app import RagTune
 
-        return RagTune.open(self._root)
+                self._core = RagTune.open(self._root)
+            return self._core
 
     async def _tend(self) -> None:
+        pause = FIRST_ROUND_S
         while True:
-            await anyio.sleep(FLUSH_EVERY_S)
+            await anyio.sleep(pause)
+            pause = ROUND_EVERY_S
             try:
-                await self.call(self._tend_once)
+                await self.call(_tend_once)
             except (RagTuneError, sqlite3.Error):
-                log.exception("background round failed; the next one is in %d s", FLUSH_EVERY_S)
+                log.exception("background round failed; the next one is in %d s", ROUND_EVERY_S)
 
-    def _tend_once(self) -> None:
-        status = self.core.status()
-        if status.outbox_pending:
-            result = self.core.flush_outbox()
-            log.info("outbox: %d delivered, %d waiting", result.delivered, result.pending)
-        for job_id in status.running_jobs:
-            # Looking at a job is what finds out that its worker died and starts the next one in the queue.
-            self.core.job_status(job_id)
+
+def _tend_once(core: RagTune) -> None:
+    status = core.status()
+    if status.outbox_pending:
+        result = core.flush_outbox()
+        log.info("outbox: %d delivered, %d waiting", result.delivered, result.pending)
+    for job_id in status.running_jobs:
+        # Looking at a job is what finds out that its worker died and starts the next one in the queue.
+        core.job_status(job_id)

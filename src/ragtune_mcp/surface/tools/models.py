@@ -19,8 +19,7 @@ from ragtune_mcp.surface.tools.fields import Confirm, OptionalVersion, Reason, V
 )
 async def list_models(call: Call) -> ModelList:
     """List the registered versions."""
-    session = session_of(call)
-    return await session.call(session.core.list_models)
+    return await session_of(call).call(lambda core: core.list_models())
 
 
 @tool(
@@ -38,9 +37,8 @@ async def promote_model(
     reason: Reason = "",
 ) -> SwitchResult:
     """Let a version serve."""
-    session = session_of(call)
-    return await session.call(
-        session.core.promote_model, version, confirm=confirm, force=force, reason=reason
+    return await session_of(call).call(
+        lambda core: core.promote_model(version, confirm=confirm, force=force, reason=reason)
     )
 
 
@@ -57,8 +55,9 @@ async def rollback_model(
     reason: Reason = "",
 ) -> SwitchResult:
     """Return to an earlier version."""
-    session = session_of(call)
-    return await session.call(session.core.rollback_model, version, confirm=confirm, reason=reason)
+    return await session_of(call).call(
+        lambda core: core.rollback_model(version, confirm=confirm, reason=reason)
+    )
 
 
 @tool(
@@ -78,7 +77,6 @@ async def export_model(
     quantization: Annotated[Literal["f16", "q8_0", "f32"], Field(description="Ollama only.")] = "f16",
 ) -> ExportResult:
     """Export a version."""
-    session = session_of(call)
-    return await session.call(
-        session.core.export_model, version, format=format, name=name, quantization=quantization
+    return await session_of(call).call(
+        lambda core: core.export_model(version, format=format, name=name, quantization=quantization)
     )

@@ -30,8 +30,7 @@ async def search(
     ] = "",
 ) -> SearchResults:
     """Search the project's documents."""
-    session = session_of(call)
-    return await session.call(session.core.search, query, k, unit_id)
+    return await session_of(call).call(lambda core: core.search(query, k, unit_id))
 
 
 @tool(
@@ -59,15 +58,15 @@ async def record_feedback(
     ] = (),
 ) -> FeedbackRecorded:
     """Store a rating."""
-    session = session_of(call)
-    return await session.call(
-        session.core.record_feedback,
-        query_id,
-        rating=rating,
-        document_ratings=dict(document_ratings),
-        user_satisfaction=user_satisfaction,
-        comment=comment,
-        helpful_ids=tuple(helpful_ids),
+    return await session_of(call).call(
+        lambda core: core.record_feedback(
+            query_id,
+            rating=rating,
+            document_ratings=dict(document_ratings),
+            user_satisfaction=user_satisfaction,
+            comment=comment,
+            helpful_ids=tuple(helpful_ids),
+        )
     )
 
 
@@ -96,5 +95,4 @@ async def index_documents(
     ] = "files",
 ) -> IndexResult:
     """Bring the index up to date."""
-    session = session_of(call)
-    return await session.call(session.core.index_documents, paths=tuple(paths), source=source)
+    return await session_of(call).call(lambda core: core.index_documents(paths=tuple(paths), source=source))

@@ -49,20 +49,20 @@ async def generate_training_data(
     export_format: Literal["csv", "json", "jsonl", "triplets"] = "csv",
 ) -> TrainingDataResult:
     """Build a data set from feedback."""
-    session = session_of(call)
 
     def report(fraction: float, message: str) -> None:
         anyio.from_thread.run(call.report_progress, 100 * fraction, 100, message)
 
-    return await session.call(
-        session.core.generate_training_data,
-        min_positive_samples=min_positive_samples,
-        min_negative_samples=min_negative_samples,
-        include_hard_negatives=include_hard_negatives,
-        include_synthetic=include_synthetic,
-        days_back=days_back,
-        export_format=export_format,
-        progress=report,
+    return await session_of(call).call(
+        lambda core: core.generate_training_data(
+            min_positive_samples=min_positive_samples,
+            min_negative_samples=min_negative_samples,
+            include_hard_negatives=include_hard_negatives,
+            include_synthetic=include_synthetic,
+            days_back=days_back,
+            export_format=export_format,
+            progress=report,
+        )
     )
 
 
@@ -89,14 +89,14 @@ async def start_finetune(
     config: Config = {},  # noqa: B006 (shown as the default in the schema; never changed)
 ) -> JobStarted:
     """Start a fine-tuning job."""
-    session = session_of(call)
-    return await session.call(
-        session.core.start_finetune,
-        training_data_path=training_data_path,
-        dataset_id=dataset_id,
-        base_model=base_model,
-        model_name_suffix=model_name_suffix,
-        config=config,
+    return await session_of(call).call(
+        lambda core: core.start_finetune(
+            training_data_path=training_data_path,
+            dataset_id=dataset_id,
+            base_model=base_model,
+            model_name_suffix=model_name_suffix,
+            config=config,
+        )
     )
 
 
@@ -129,5 +129,4 @@ async def _report_job(call: Call, state: JobStatusResult) -> None:
 )
 async def cancel_job(call: Call, job_id: JobId) -> CancelResult:
     """Cancel a job."""
-    session = session_of(call)
-    return await session.call(session.core.cancel_job, job_id)
+    return await session_of(call).call(lambda core: core.cancel_job(job_id))

@@ -41,17 +41,17 @@ async def start_ab_test(
     reason: Reason = "",
 ) -> AbTestStarted:
     """Start a live comparison."""
-    session = session_of(call)
-    return await session.call(
-        session.core.start_ab_test,
-        baseline_model=baseline_model,
-        test_model=test_model,
-        traffic_split=traffic_split,
-        duration_hours=duration_hours,
-        metrics=tuple(metrics),
-        mode=mode,
-        force=force,
-        reason=reason,
+    return await session_of(call).call(
+        lambda core: core.start_ab_test(
+            baseline_model=baseline_model,
+            test_model=test_model,
+            traffic_split=traffic_split,
+            duration_hours=duration_hours,
+            metrics=tuple(metrics),
+            mode=mode,
+            force=force,
+            reason=reason,
+        )
     )
 
 
@@ -68,8 +68,7 @@ async def ab_results(
     ] = "",
 ) -> AbResults:
     """Read a live comparison."""
-    session = session_of(call)
-    return await session.call(session.core.ab_results, test_id)
+    return await session_of(call).call(lambda core: core.ab_results(test_id))
 
 
 @tool(
@@ -83,5 +82,4 @@ async def stop_ab_test(
     call: Call, test_id: TestId, reason: Annotated[Reason, Field(min_length=1)]
 ) -> AbResults:
     """End a live comparison."""
-    session = session_of(call)
-    return await session.call(session.core.stop_ab_test, test_id, reason)
+    return await session_of(call).call(lambda core: core.stop_ab_test(test_id, reason))
