@@ -73,7 +73,6 @@ class FakeCore:
         self.closed = False
         self.flushes = 0
         self.jobs = SimpleNamespace(list=lambda limit: [SimpleNamespace(job_id="ft_1")])
-        self.encoders = SimpleNamespace(get=lambda version, wait_s: self._note("load", version))
         self.texts = "Plain text."
 
     def close(self) -> None:
@@ -190,9 +189,6 @@ class FakeCore:
     def export_model(self, version: str, **kwargs) -> ExportResult:
         self._note("export_model", version, **kwargs)
         return ExportResult(version=version, format=kwargs["format"], job_id="ft_1")
-
-    def champion(self) -> str:
-        return "all-MiniLM-L6-v2"
 
     def status(self) -> StatusResult:
         return StatusResult(

@@ -98,11 +98,6 @@ def test_arguments_reach_the_verb(run, core):
     assert data[2]["min_negative_samples"] is None
 
 
-def test_search_loads_the_model_first(run, core):
-    run("search", "how")
-    assert [call[0] for call in core.calls] == ["load", "search"]
-
-
 def test_a_job_is_followed_to_its_end_unless_detached(run, core):
     state = JobStatusResult(job_id="ft_1", kind="finetune", status="running", progress=40, message="epoch 1")
     core.states = [

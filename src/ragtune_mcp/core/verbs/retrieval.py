@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
-from ragtune_mcp.core.errors import InvalidInput
+from ragtune_mcp.core.errors import InvalidInput, RagTuneError
 from ragtune_mcp.core.results import FeedbackRecorded, IndexResult, SearchResult, SearchResults
 from ragtune_mcp.core.retrieval.reindex import apply_plan, plan_index
 from ragtune_mcp.core.verbs.trials import TrialVerbs
 
 _INLINE_CHUNKS = 64
 _QUERY_LIMIT = 10_000
+_WARM_UP_S = 20.0
 
 
 class RetrievalVerbs(TrialVerbs):
@@ -40,13 +42,23 @@ class RetrievalVerbs(TrialVerbs):
             raise InvalidInput("query is empty.", hint="Ask in a few words.")
         if len(query) > _QUERY_LIMIT:
             raise InvalidInput(f"query has {len(query)} characters; the limit is {_QUERY_LIMIT}.")
-        self.champion()  # without one there is nothing to search, and no exposure to log
+        self._warm_up()
         served = self.service.search(query, k, unit_id)
         return SearchResults(
             query_id=served.query_id,
             results=[SearchResult(id=h.id, text=h.text, source=h.source, rank=h.rank, score=round(h.score, 4)) for h in served.hits],
             next_step=f"After using them, call record_feedback with query_id={served.query_id!r}.",
         )
+
+    def _warm_up(self) -> None:
+        # The first search of a process loads the encoder: better seconds late than refused. Before the exposure is
+        # logged, so that a search which nothing can answer leaves none.
+        version, trial = self.champion(), self.trials.active()
+        if trial is not None:
+            version = trial.baseline_version
+            with suppress(RagTuneError):  # a test version that cannot answer falls back, and is counted there
+                self.encoders.get(trial.test_version, wait_s=_WARM_UP_S)
+        self.encoders.get(version, wait_s=_WARM_UP_S)
 
     def record_feedback(
         self,

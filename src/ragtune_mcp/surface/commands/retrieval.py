@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ragtune_mcp.core.errors import InvalidInput
-from ragtune_mcp.surface.commands.shell import AsJson, Detach, follow, opened, warm_up
+from ragtune_mcp.surface.commands.shell import AsJson, Detach, follow, opened
 from ragtune_mcp.surface.commands.show import show
 
 
@@ -29,7 +29,6 @@ def search(
 ) -> None:
     """Search the project's documents; full texts with --json."""
     with opened(context) as core:
-        warm_up(core)
         show(core.search(query, k, unit_id), as_json)
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from ragtune_mcp.core.errors import JobFailed, NotReady
+from ragtune_mcp.core.errors import JobFailed
 from ragtune_mcp.core.results import JobStatusResult
 from ragtune_mcp.surface.plain_text import visible
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Return at once; the job goes on in the background.")]
 
-_WARM_UP_S = 180.0
 _POLL_S = 0.5
 
 
@@ -70,19 +69,3 @@ def follow(core: RagTune, job_id: str) -> JobStatusResult:
             code=state.error.code or "job_failed",
         )
     return state
-
-
-def warm_up(core: RagTune) -> None:
-    """Load the serving model. A server does that in the background; a command has only one chance to answer.
-
-    Raises:
-        NotReady: nothing is indexed, or loading takes longer than it may.
-    """
-    champion = core.champion()
-    with Console(stderr=True).status("loading the model"):
-        try:
-            core.encoders.get(champion, wait_s=_WARM_UP_S)
-        except NotReady as error:
-            raise NotReady(
-                f"The model {champion} is not loaded after {_WARM_UP_S:.0f} s.", hint=error.hint
-            ) from error
