@@ -18,7 +18,7 @@ from pathlib import Path
 
 import anyio
 from demo_data import Collection, load_beir, load_sample
-from demo_steps import Demo
+from demo_steps import Demo, DemoFailed
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +41,14 @@ def main() -> int:
         return 1
     _fresh(workspace)
     started = time.monotonic()
-    anyio.run(Demo(console, workspace, collection, arguments.sessions, arguments.seed).run)
+    try:
+        anyio.run(Demo(console, workspace, collection, arguments.sessions, arguments.seed).run)
+    except (DemoFailed, BaseExceptionGroup) as failed:
+        reason = _first(failed)
+        if not isinstance(reason, DemoFailed):
+            raise
+        console.print(f"demo: {reason}", style="red", markup=False)
+        return 1
     console.print(f"\nThe whole loop took {time.monotonic() - started:.0f} s. The workspace stays in {workspace.relative_to(ROOT)}.")
     return 0
 
@@ -50,6 +57,13 @@ def _collection(arguments: argparse.Namespace) -> Collection:
     if arguments.data:
         return load_beir(arguments.data, arguments.ratings, arguments.seed)
     return load_sample(ROOT / "sample")
+
+
+def _first(group: BaseException) -> BaseException:
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
 
 
 def _fresh(workspace: Path) -> None:

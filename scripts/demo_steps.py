@@ -24,12 +24,16 @@ from rich.table import Table
 from ragtune_mcp.core.app import RagTune
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.finetune.intervals import paired_interval
-from ragtune_mcp.core.finetune.metrics import ndcg
+from ragtune_mcp.core.finetune.metrics import evaluate_run
 from ragtune_mcp.core.settings import Settings
 
 CUTOFF = 10
 # Long enough for the replay on two slow cores; the rest of it is waited out, so that the planned end is reached.
 TEST_HOURS = 75 / 3600
+
+
+class DemoFailed(Exception):
+    """A step did not do what it should; the message says which and why."""
 
 
 class Demo:
@@ -139,23 +143,22 @@ class Demo:
             values = {}
             for name in (base, version):
                 app.encoders.get(name, wait_s=60)
-                run = {
-                    query: {hit.id: hit.score for hit in app.searcher.search(name, self.collection.queries[query], CUTOFF)}
-                    for query in self.collection.qrels
-                }
-                values[name] = ndcg(self.collection.qrels, run, CUTOFF)
+                judged = list(self.collection.qrels)
+                found = app.searcher.search_all(name, [self.collection.queries[query] for query in judged], CUTOFF)
+                run = {query: [hit.id for hit in hits] for query, hits in zip(judged, found, strict=True)}
+                values[name] = evaluate_run(run, self.collection.qrels)[f"ndcg@{CUTOFF}"]
         finally:
             app.close()
         queries = sorted(values[base])
         before = np.array([values[base][query] for query in queries])
         after = np.array([values[version][query] for query in queries])
-        low, high = paired_interval(after - before, seed=self.seed)
+        interval = paired_interval(after - before, seed=self.seed)
         table = Table("model", f"nDCG@{CUTOFF}", "")
         for name, scores in ((base, before), (version, after)):
             table.add_row(name, f"{scores.mean():.4f}", "█" * round(scores.mean() * 50))
         self.console.print(table)
         self.console.print(
-            f"n = {len(queries)} held-out queries; difference {(after - before).mean():+.4f}, 95 % interval {low:+.4f} .. {high:+.4f}; "
+            f"n = {len(queries)} held-out queries; difference {(after - before).mean():+.4f}, 95 % interval {interval.low:+.4f} .. {interval.high:+.4f}; "
             f"better on {(after > before).sum()}, worse on {(after < before).sum()}."
         )
 
@@ -266,12 +269,12 @@ class Demo:
                 if status["status"] == "completed":
                     return status
                 if status["status"] not in ("queued", "running"):
-                    raise SystemExit(f"demo: {job_id} {status['status']}: {status['error']}")
+                    raise DemoFailed(f"{job_id} {status['status']}: {status['error']}")
 
     async def _call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         answer = await self.server.call_tool(tool, arguments)
         if answer.is_error:
-            raise SystemExit(f"demo: {tool}: {answer.content[0].text}")
+            raise DemoFailed(f"{tool}: {answer.content[0].text}")
         return dict(answer.structured_content)
 
 

@@ -109,3 +109,5 @@ def configure_logging() -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # One line a request to the vector store on loopback tells nobody anything.
+    logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -26,6 +26,8 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    for chatty in ("httpx", "onnx_ir", "onnxscript", "torch.onnx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     root, job_id = arguments
     # Late, so that the reason why a stage cannot be imported ends in the log.
     from ragtune_mcp.core.app import RagTune

@@ -17,6 +17,8 @@ from ragtune_mcp.core.workspace import EncoderPaths, Workspace
 # Champion and challenger of a running test, and one more while they change.
 _ENCODERS_KEPT = 3
 _QUERIES_KEPT = 2048
+# Loading takes about a second; only where it takes much longer is the caller told to come back.
+LOAD_WAIT_S = 10.0
 MIN_COSINE = 0.9999
 
 
@@ -42,7 +44,7 @@ class EncoderPool:
         future = self._encoders.get(self._registry.get(version).digest)
         return future is not None and future.done() and future.exception() is None
 
-    def get(self, version: str, wait_s: float = 0.0) -> OnnxEncoder:
+    def get(self, version: str, wait_s: float = LOAD_WAIT_S) -> OnnxEncoder:
         """The encoder of a version.
 
         Args:
@@ -65,7 +67,7 @@ class EncoderPool:
                 f"The query encoder of {version} is warming up.", hint="Repeat the call in a few seconds."
             ) from error
 
-    def embed_query(self, version: str, query: str, wait_s: float = 0.0) -> Vectors:
+    def embed_query(self, version: str, query: str, wait_s: float = LOAD_WAIT_S) -> Vectors:
         """The vector of one query, remembered; same errors as `get`.
 
         Args:
