@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragtune_mcp.core.errors import DigestMismatch, ExportMismatch, InvalidInput
-from ragtune_mcp.core.jobs.processes import start_time
 from ragtune_mcp.core.models.encoder import OnnxEncoder, Vectors
+from ragtune_mcp.core.models.exporters.staging import fresh_folder_beside, move_into_place
 from ragtune_mcp.core.models.files import folder_digest, write_json
 from ragtune_mcp.core.models.layout import ModelLayout, read_layout
 from ragtune_mcp.core.models.pool import MIN_COSINE
@@ -60,10 +59,10 @@ def export_onnx(model_folder: Path, target_folder: Path) -> dict[str, Any]:
         else:
             if present.digest == digest:
                 return asdict(present)
-    half = _fresh_folder_beside(target_folder)
+    half = fresh_folder_beside(target_folder)
     try:
         report = _export(model_folder, layout, digest, EncoderPaths(half))
-        _move_into_place(half, target_folder)
+        move_into_place(half, target_folder)
     finally:
         shutil.rmtree(half, ignore_errors=True)
     return report
@@ -159,26 +158,3 @@ def _parity(expected: Vectors, actual: Vectors, name: str) -> dict[str, Any]:
         "worst_text": PROBE_TEXTS[worst][:60],
         "top_10_overlap": round(float(np.mean(overlap)), 4),
     }
-
-
-def _move_into_place(half: Path, target: Path) -> None:
-    try:
-        half.rename(target)
-    except OSError:
-        # Another model's export, a damaged one, or that of a faster process lies there, and a folder cannot
-        # replace one that is not empty.
-        old = half.with_name(f"{half.name}.old")
-        target.rename(old)
-        half.rename(target)
-        shutil.rmtree(old)
-
-
-def _fresh_folder_beside(target: Path) -> Path:
-    """An empty folder for a half-made export; those of processes that died are removed."""
-    for left in target.parent.glob(f".{target.name}.*"):
-        pid = left.name.removeprefix(f".{target.name}.").partition(".")[0]
-        if not pid.isdigit() or start_time(int(pid)) is None or int(pid) == os.getpid():
-            shutil.rmtree(left)
-    half = target.with_name(f".{target.name}.{os.getpid()}")
-    half.mkdir(parents=True)
-    return half
