@@ -91,6 +91,31 @@ class EncoderPaths:
         return self.folder / "encoder.json"
 
 
+@dataclass(frozen=True, slots=True)
+class OllamaPaths:
+    """Files of one export to Ollama."""
+
+    folder: Path
+
+    def gguf(self, quantization: str) -> Path:
+        """The model file that the Modelfile names."""
+        return self.folder / f"model-{quantization}.gguf"
+
+    @property
+    def modelfile(self) -> Path:
+        return self.folder / "Modelfile"
+
+    @property
+    def instructions(self) -> Path:
+        """What to do with the files, for people."""
+        return self.folder / "instructions.md"
+
+    @property
+    def report(self) -> Path:
+        """What was written and how it was checked; written last."""
+        return self.folder / "conversion.json"
+
+
 class Workspace:
     """One project folder and the state beneath it.
 
