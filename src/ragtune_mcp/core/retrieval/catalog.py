@@ -70,6 +70,10 @@ class Catalog:
         rows = self._db.connection.execute("SELECT * FROM collections ORDER BY created_at, name")
         return [Collection(**row) for row in rows]
 
+    def has(self, name: str) -> bool:
+        """True when the collection is recorded."""
+        return bool(self._one("SELECT count(*) FROM collections WHERE name = ?", name))
+
     def insert(self, name: str, version: str, digest: str, dimension: int) -> Collection:
         """Record a collection that is about to be built."""
         with self._db.transaction() as connection:

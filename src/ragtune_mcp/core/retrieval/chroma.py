@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ragtune_mcp.core.errors import NotReady, WrongEmbedder
+from ragtune_mcp.core.errors import ChromaUnavailable, NotReady, WrongEmbedder
 from ragtune_mcp.core.models.encoder import Vectors
 from ragtune_mcp.core.retrieval.catalog import Collection
 from ragtune_mcp.core.retrieval.store import ChromaStore
@@ -41,8 +41,15 @@ class Neighbour(NamedTuple):
 class ChromaVectors:
     """Collections of vectors in one Chroma. All methods raise ChromaUnavailable when it does not answer."""
 
-    def __init__(self, store: ChromaStore) -> None:
+    def __init__(self, store: ChromaStore, is_listed: Callable[[str], bool] = lambda name: True) -> None:
+        """Use one Chroma.
+
+        Args:
+            store: the connection.
+            is_listed: whether a collection, by name, is still meant to exist.
+        """
         self._store = store
+        self._is_listed = is_listed
 
     def create(self, name: str, metadata: Mapping[str, str | int | bool]) -> None:
         """Make an empty collection; one that exists is left as it is."""
@@ -129,7 +136,10 @@ class ChromaVectors:
 
         try:
             return self._store.attempt(lambda client: action(self._open(client, collection)))
-        except NotFoundError as error:
+        except (NotFoundError, ChromaUnavailable) as error:
+            # While a collection is being deleted Chroma may answer with a fault instead of "not found".
+            if isinstance(error, ChromaUnavailable) and self._is_listed(collection.name):
+                raise
             self._store.drop_handle(collection.name)
             raise VectorsGone(
                 f"The vectors of {collection.version} are gone from the store.", hint=REBUILD

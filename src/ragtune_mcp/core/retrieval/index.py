@@ -63,7 +63,7 @@ class VectorIndex:
     def __init__(self, workspace: Workspace, db: Database) -> None:
         self._workspace = workspace
         self._catalog = Catalog(db)
-        self._chroma = ChromaVectors(ChromaStore(workspace))
+        self._chroma = ChromaVectors(ChromaStore(workspace), self._catalog.has)
         # Several workspaces may share one remote Chroma.
         self._prefix = f"ragtune-{hashlib.sha256(workspace.id.encode()).hexdigest()[:8]}-"
 
