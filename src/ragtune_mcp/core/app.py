@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ragtune_mcp.core.settings import Settings, find_workspace
-from ragtune_mcp.core.verbs.models import ModelVerbs
+from ragtune_mcp.core.verbs.lineage import LineageVerbs
 from ragtune_mcp.core.workspace import Workspace
 
 
-class RagTune(ModelVerbs):
+class RagTune(LineageVerbs):
     """The verbs of one workspace. Opening it is cheap: no model is loaded and no process started."""
 
     @classmethod

@@ -227,6 +227,10 @@ class TrialStore:
             )
         return self._ended_if_due(_trial(row))
 
+    def list(self) -> tuple[Trial, ...]:
+        """All tests, oldest first, as stored."""
+        return tuple(_trial(row) for row in self._db.connection.execute(_SELECT + " ORDER BY t.rowid"))
+
     def latest(self) -> Trial:
         """The test started last.
 

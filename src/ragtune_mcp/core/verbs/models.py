@@ -116,7 +116,9 @@ class ModelVerbs(RetrievalVerbs):
         with self.db.transaction():
             if self.registry.alias("champion") != current:
                 raise Conflict("Another process changed the champion meanwhile.", hint="See list_models and repeat.")
-            entry = self.registry.set_alias("champion", target, actor=action, reason=reason)
+            entry = self.registry.set_alias(
+                "champion", target, actor="user", reason=reason, action="rollback" if action == "rollback" else "set"
+            )
             if self.registry.alias("challenger") == target:
                 self.registry.clear_alias("challenger", actor=action, reason="promoted")
             self.outbox.put_decision(

@@ -9,7 +9,8 @@ from typing import Any, cast
 from ragtune_mcp.core.clock import to_iso
 from ragtune_mcp.core.errors import FeatureDisabled, GateBlocked, InvalidInput, NotReady
 from ragtune_mcp.core.experiment.plot import effect_svg
-from ragtune_mcp.core.experiment.report import Reading, summary
+from ragtune_mcp.core.experiment.reading import Reading
+from ragtune_mcp.core.experiment.report import summary
 from ragtune_mcp.core.experiment.trials import Trial
 from ragtune_mcp.core.models.registry import ModelVersion
 from ragtune_mcp.core.results import AbResults, AbTestStarted, Recommendation, VariantMetrics
