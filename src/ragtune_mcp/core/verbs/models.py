@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ragtune_mcp.core.errors import Conflict, InvalidInput
 from ragtune_mcp.core.models.registry import ModelVersion
 from ragtune_mcp.core.results import ExportResult, GateResult, ModelInfo, ModelList, StatusResult, SwitchResult
 from ragtune_mcp.core.verbs.retrieval import RetrievalVerbs
+
+
+SwitchAction = Literal["promote", "rollback"]
 
 
 class ModelVerbs(RetrievalVerbs):
@@ -46,7 +51,9 @@ class ModelVerbs(RetrievalVerbs):
             raise Conflict(f"{target.version} is already the champion.", hint="See list_models.")
         return self._switch("rollback", current, target.version, self._check(target), confirm, reason)
 
-    def export_model(self, version: str, *, format: str = "ollama", name: str = "", quantization: str = "f16") -> ExportResult:
+    def export_model(
+        self, version: str, *, format: Literal["ollama", "onnx"] = "ollama", name: str = "", quantization: str = "f16"
+    ) -> ExportResult:
         """Write a version in another format, in the background, and check that it gives the same vectors."""
         model = self.registry.resolve(version)
         if format not in ("ollama", "onnx"):
@@ -102,7 +109,9 @@ class ModelVerbs(RetrievalVerbs):
             "no test is running",
         ]
 
-    def _switch(self, action: str, current: str, target: str, checks: list[str], confirm: bool, reason: str) -> SwitchResult:
+    def _switch(
+        self, action: SwitchAction, current: str, target: str, checks: list[str], confirm: bool, reason: str
+    ) -> SwitchResult:
         if not confirm:
             return SwitchResult(
                 action=action,
@@ -148,7 +157,7 @@ class ModelVerbs(RetrievalVerbs):
             created_at=model.created_at,
             dataset_id=model.dataset_id,
             job_id=model.job_id,
-            metrics=model.metrics,
+            metrics=dict(model.metrics),
             gate=GateResult(**model.gate) if model.gate else None,
             aliases=[alias for alias in ("champion", "challenger") if self.registry.alias(alias) == model.version],
             indexed=self.index.is_ready(model.version),

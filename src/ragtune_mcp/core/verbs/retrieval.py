@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from ragtune_mcp.core.errors import InvalidInput, RagTuneError
 from ragtune_mcp.core.results import FeedbackRecorded, IndexResult, SearchResult, SearchResults
+from ragtune_mcp.core.retrieval.documents import IndexPlan
 from ragtune_mcp.core.retrieval.reindex import apply_plan, plan_index
 from ragtune_mcp.core.verbs.trials import TrialVerbs
 
@@ -22,17 +23,17 @@ class RetrievalVerbs(TrialVerbs):
         """Bring the index up to date with files, ConPort items or a Chroma collection of the user's own."""
         plan = plan_index(self.workspace, self.documents, paths=tuple(paths), source=source, conport=lambda: self.conport)
         champion = self.registry.alias("champion")
-        warm = champion is not None and self.index.is_ready(champion) and self.encoders.is_ready(champion)
-        if plan.changes == 0 and champion is not None:
-            return IndexResult(**plan.counts(), message="Everything is up to date.", next_step="Call search.")
-        if warm and plan.changes <= _INLINE_CHUNKS:
+        complete = champion is not None and self.index.is_ready(champion)
+        if complete and not plan.changes and not plan.moved:
+            return _indexed(plan, "Everything is up to date.")
+        if complete and self.encoders.is_ready(str(champion)) and plan.changes <= _INLINE_CHUNKS:
             apply_plan(plan, self.documents, self.index, self.encoders, self.serving_versions())
-            return IndexResult(**plan.counts(), message="The index is up to date.", next_step="Call search.")
+            return _indexed(plan, "The index is up to date.")
         job = self.submit("index", {"paths": list(paths), "source": source})
-        return IndexResult(
-            **plan.counts(),
+        return _indexed(
+            plan,
+            "Indexing runs in the background; the counts are its plan.",
             job_id=job.job_id,
-            message="Indexing runs in the background; the counts are its plan.",
             next_step=f"Call job_status with job_id={job.job_id!r} and wait_s=30 until completed, then search.",
         )
 
@@ -102,3 +103,9 @@ class RetrievalVerbs(TrialVerbs):
     def feedback_count(self) -> int:
         """Ratings available for training: delivered to ConPort as far as known without starting it, plus queued."""
         return (self.conport.count_custom_data("UserFeedback") or 0) + len(self.outbox.pending_custom_data("UserFeedback"))
+
+
+def _indexed(plan: IndexPlan, message: str, *, job_id: str | None = None, next_step: str = "Call search.") -> IndexResult:
+    return IndexResult.model_validate(
+        {**plan.counts(), "message": message, "job_id": job_id, "next_step": next_step}
+    )

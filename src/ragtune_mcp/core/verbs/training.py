@@ -17,6 +17,7 @@ from ragtune_mcp.core.jobs.job import Job, JobKind
 from ragtune_mcp.core.parts import Parts
 from ragtune_mcp.core.results import (
     CancelResult,
+    DatasetStatistics,
     ErrorInfo,
     GateResult,
     JobEvent,
@@ -58,7 +59,7 @@ class TrainingVerbs(Parts):
         return TrainingDataResult(
             training_data_path=self.workspace.relative(built.path),
             dataset_id=built.dataset_id,
-            statistics=built.statistics,
+            statistics=DatasetStatistics(**built.statistics),
             warnings=list(built.warnings),
             next_step=f"Call start_finetune with dataset_id={built.dataset_id!r}.",
         )
