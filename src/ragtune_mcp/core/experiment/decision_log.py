@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from ragtune_mcp.core.clock import to_iso
 from ragtune_mcp.core.experiment.decision import Decision, Recommendation
@@ -22,6 +23,20 @@ def final_decision(conn: sqlite3.Connection, test_id: str) -> Decision | None:
     if row is None:
         return None
     return Decision(Recommendation(row["recommendation"]), tuple(json.loads(row["reasons"])), is_final=True)
+
+
+def logged_decisions(conn: sqlite3.Connection, test_id: str) -> list[dict[str, Any]]:
+    """The log of a test, oldest first: at, recommendation, reasons, n."""
+    rows = conn.execute("SELECT * FROM decisions WHERE test_id = ? ORDER BY seq", (test_id,))
+    return [
+        {
+            "at": r["at"],
+            "recommendation": r["recommendation"],
+            "reasons": json.loads(r["reasons"]),
+            "n": r["n"],
+        }
+        for r in rows
+    ]
 
 
 def log_decision(
@@ -88,7 +103,7 @@ def append_entry(
 
 
 def break_circuit(conn: sqlite3.Connection, trial: Trial, at: datetime) -> None:
-    """After a failure of the test version: end the test if it fails too often; a ramp is ended by its watch."""
+    """After a failure: end the test if its version fails too often; a ramp is ended by its watch."""
     if trial.ramp_phase is not None or final_decision(conn, trial.test_id) is not None:
         return
     reason = failure_reason(conn, trial.test_id, 0)
@@ -97,7 +112,7 @@ def break_circuit(conn: sqlite3.Connection, trial: Trial, at: datetime) -> None:
 
 
 def failure_reason(conn: sqlite3.Connection, test_id: str, first_phase: int) -> str:
-    """Why the test version counts as broken: it failed 3 times in a row, or in over 5 % of at least 20 searches.
+    """Why the test version counts as broken: 3 failures in a row, or in over 5 % of at least 20 searches.
 
     Args:
         conn: any connection.

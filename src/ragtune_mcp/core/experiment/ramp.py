@@ -1,7 +1,7 @@
-"""After a win: 80 % of searches go to the promoted version, 20 % stay on the old one as a holdback, then 100 %.
+"""After a win: 80 % of searches go to the promoted version, 20 % stay on the old one, then 100 %.
 
-The harm process starts afresh with the ramp. Going on with the test's own would leave it far behind, since the
-win was evidence against harm (docs/ab-testing.md has the simulated difference).
+The harm process starts afresh with the ramp. Going on with the test's own would leave it far behind, since
+the win was evidence against harm (docs/ab-testing.md has the simulated difference).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Ramp:
         self._live = LiveEvidence(db, of_ramp=True)
 
     def begin(self, test_id: str) -> Trial:
-        """Send 80 % of units to the winner of a test for 24 hours; for use inside the promotion's transaction.
+        """Send 80 % of units to the winner of a test for 24 hours; belongs in the promotion's transaction.
 
         Raises:
             Conflict: the test has not been won, was ramped before, or another test runs.

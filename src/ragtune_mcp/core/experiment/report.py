@@ -3,80 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from ragtune_mcp.core.clock import to_iso, utc_now
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.experiment.decision import Decision, Facts, Recommendation, decide
-from ragtune_mcp.core.experiment.decision_log import final_decision, log_decision
+from ragtune_mcp.core.experiment.decision_log import final_decision, log_decision, logged_decisions
 from ragtune_mcp.core.experiment.evidence import Evidence
-from ragtune_mcp.core.experiment.findings import Findings, Pair, findings_of, remaining_text
+from ragtune_mcp.core.experiment.findings import Findings, findings_of, remaining_text
 from ragtune_mcp.core.experiment.live import LiveEvidence
+from ragtune_mcp.core.experiment.markdown import markdown_report
 from ragtune_mcp.core.experiment.outcomes import EDIT_WINDOW
+from ragtune_mcp.core.experiment.reading import Effect, Reading
+from ragtune_mcp.core.experiment.replay import kept_replay
 from ragtune_mcp.core.experiment.trials import Trial, TrialStore
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """Effect on the primary metric, test - baseline; intervals are (low, high) at 95 %.
-
-    In interleave mode the metric is the delta-DCG credit of a query, in [-1, 1].
-    """
-
-    metric: str
-    difference: float | None
-    ci95_fixed: tuple[float, float] | None
-    ci95_anytime: tuple[float, float] | None
-    hedges_g: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What `ab_results` tells.
-
-    Attributes:
-        status: active, completed or stopped (a ramp after a win shows as completed).
-        statistical_significance: the p-value that may be used now is below its level: p_anytime while the
-            test runs, also p_value at the planned end.
-        p_value: fixed-horizon Welch test; `p_value_valid` only at the planned end.
-        p_anytime: valid however often it is read.
-        srm: {"e_value", "p", "alarm"}: does the assignment follow the split?
-        need: rated units still missing in each arm for 80 % power at the reference effect.
-        secondary: Holm-adjusted p of the other metrics.
-        health: (baseline, test) of rates and latencies.
-        tallies: feedback that was refused, repeated, edited or late.
-    """
-
-    test_id: str
-    status: str
-    mode: str
-    baseline_version: str
-    test_version: str
-    baseline_metrics: Mapping[str, float | int | None]
-    test_metrics: Mapping[str, float | int | None]
-    statistical_significance: bool
-    p_value: float | None
-    p_value_valid: bool
-    p_anytime: float
-    effect: Effect
-    srm: Mapping[str, float | bool]
-    guardrails: Mapping[str, str]
-    secondary: Mapping[str, float]
-    health: Mapping[str, Pair]
-    recommendation: str
-    reasons: tuple[str, ...]
-    warnings: tuple[str, ...]
-    next_step: str
-    need: Mapping[str, int]
-    tallies: Mapping[str, int]
-    minimum_detectable_effect: float
-    start_time: datetime
-    estimated_end_time: datetime
-    ended_at: datetime | None
 
 
 class AbReport:
@@ -137,6 +80,14 @@ class AbReport:
             trial = self._trials.get(test_id)
             state = self._live.advance(trial, None).to_state()
         return Evidence.from_state(trial.metrics[0], state, is_interleaved=trial.mode == "interleave")
+
+    def document(self, test_id: str) -> str:
+        """The test on one page of Markdown, with its decision log and a stored replay."""
+        reading = self.results(test_id)
+        conn = self._db.connection
+        return markdown_report(
+            reading, logged_decisions(conn, reading.test_id), kept_replay(conn, reading.test_id)
+        )
 
     @contextmanager
     def _look(self) -> Iterator[sqlite3.Connection]:

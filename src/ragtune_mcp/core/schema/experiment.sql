@@ -124,3 +124,9 @@ CREATE TABLE trial_checkpoints (
   at TEXT NOT NULL,
   state TEXT NOT NULL
 );
+
+CREATE TABLE replays (
+  test_id TEXT NOT NULL REFERENCES trials (test_id),
+  at TEXT NOT NULL,
+  result TEXT NOT NULL
+);
