@@ -18,6 +18,7 @@ from ragtune_mcp.core.models.exporters.gguf_file import Quantization, write_gguf
 from ragtune_mcp.core.models.exporters.parity import (
     THRESHOLDS,
     Reference,
+    class_warnings,
     cosines,
     encode,
     make_reference,
@@ -107,7 +108,8 @@ def _check(
         "llama_cpp": run_llama_cpp(source, gguf, reference, quantization),
     }
     checks["ollama"], about = run_ollama(source, gguf, reference, quantization, host)
-    return {"checks": checks, "base_cosine": _base_cosine(reference, base_folder), "ollama": about}
+    base = _base_cosine(reference, base_folder)
+    return {"checks": checks, "base_cosine": base, "ollama": about, "warnings": class_warnings(reference)}
 
 
 def _base_cosine(reference: Reference, base_folder: Path | None) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def _describe(
     checks: Mapping[str, Any],
 ) -> dict[str, Any]:
     gguf, layout = written.gguf(quantization), source.layout
-    warnings = [*source.warnings, *checks["ollama"].get("warnings", ())]
+    warnings = [*source.warnings, *checks["warnings"], *checks["ollama"].get("warnings", ())]
     for check in checks["checks"].values():
         warnings.extend(check.get("warnings", ()))
     return {

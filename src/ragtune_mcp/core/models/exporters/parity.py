@@ -43,7 +43,8 @@ _CLASSES = {
     "hangul_syllables": "hold Hangul syllables, which Ollama cuts short (cosine about .7); send them as NFD.",
     "long_word": "hold a word too long for the tokenizer, which Ollama splits (cosine .2 to .6); "
     "keep base64, hashes and minified code out of the chunks.",
-    "spacing_vowel_signs": "hold spacing vowel signs (Devanagari, Bengali), which Ollama drops (cosine about .95).",
+    "spacing_vowel_signs": "hold spacing vowel signs (Devanagari, Bengali), which Ollama drops "
+    "(cosine about .95).",
 }
 
 
