@@ -3,7 +3,7 @@
 Every rule is counted by its reason; an entry that fails one is `Rejected` under the first in this order:
 
     no_rating                   neither a rating nor a signal (click, citation, copy, re-asked, dead end)
-    query_empty                 no letter or digit is left after mark-up is stripped
+    empty_query                 no letter or digit is left after mark-up is stripped
     query_too_long              more than `max_query_chars`: the model sees its first 256 tokens only
     follow_up_without_context   marked as a follow-up and too short, or pointing at what was said before
     duplicate                   the same feedback id twice, or the same opinion of one rater twice within
@@ -69,8 +69,9 @@ class Cleaned:
 def clean(batch: FeedbackBatch, rules: CleaningRules | None = None) -> Cleaned:
     """Apply the rules; queries and comments come back plain and masked, documents free of control characters.
 
-    Document texts keep their mark-up and are masked where they are chosen (`judge`), so that they can still
-    be compared with the indexed text.
+    The answer's text is kept only where there are no documents, to be matched to some. Document texts keep
+    their mark-up and are masked where they are chosen (`judge`), so that they can still be compared with the
+    indexed text.
 
     Args:
         batch: entries as read.
@@ -105,8 +106,8 @@ def known_rater(rater: str) -> str:
     return "" if name.lower() in _NOBODY else name
 
 
-def has_opinion(record: FeedbackRecord) -> bool:
-    """Whether the entry says anything about its answer or a document."""
+def _has_opinion(record: FeedbackRecord) -> bool:
+    # Stricter than the reader: that something was not clicked is no opinion.
     if record.rating is not None or record.reasked or record.dead_end:
         return True
     return any(
@@ -121,7 +122,7 @@ def _clean_one(
     def reject(reason: str, detail: str) -> Rejected:
         return Rejected(record.feedback_id, reason, detail)
 
-    if not has_opinion(record):
+    if not _has_opinion(record):
         return reject("no_rating", "no rating and no signal for the answer or a document")
     # Stripping mark-up shortens a query at most to its text: a hundred times the limit is not a query.
     if len(record.query) > 100 * rules.max_query_chars:
@@ -129,7 +130,7 @@ def _clean_one(
     query = plain_query(record.query)
     if not any(c.isalnum() for c in query):
         return reject(
-            "query_empty", f"{len(record.query)} characters, none of them a letter or digit of text"
+            "empty_query", f"{len(record.query)} characters, none of them a letter or digit of text"
         )
     if len(query) > rules.max_query_chars:
         return reject("query_too_long", f"{len(query)} characters, at most {rules.max_query_chars}")
@@ -139,7 +140,7 @@ def _clean_one(
         record,
         query=mask(query, masked),
         comment=mask(plain_query(record.comment), masked) if record.comment else "",
-        response=plain_query(record.response) if record.response else record.response,
+        response=plain_query(record.response) if record.response and not record.documents else None,
         rater=known_rater(record.rater),
         documents=tuple(_scrubbed(d) for d in record.documents),
     )

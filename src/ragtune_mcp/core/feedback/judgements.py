@@ -1,20 +1,7 @@
 """Opinions pooled: what all users together think of one document for one query.
 
-An entry holds one opinion or several. Where several kinds speak about the same document, the first of this
-table counts; its weight says how far one such opinion is trusted against an explicit rating of that document.
-
-    kind          opinion                    weight            reason
-    rated         the document's own rating  1                 exactly what training needs to know
-    helpful       helpful 5, not helpful 1   .7                explicit, but on a two-point scale
-    cited         the answer's rating        .5                judges the writing and several documents
-    shown         the answer's rating        .3 / log2(rank+1) as above; it may not have been used at all
-    quoted        the answer's rating        .25 x overlap     as shown; the link itself is inferred
-    copied        4                          .4                use, though not always approval
-    clicked       4                          .15               judges title and rank more than the text
-    unsuccessful  2 (re-asked, dead end)     .15 / log2(rank+1) something was missing, not always here
-
-An answer's rating means its `relevance` detail where the user gave one, since the overall rating also judges
-length and style. Every opinion is halved in weight by `half_life_days` of age, down to `recency_floor`.
+What single opinions weigh stands in `opinions`; each is halved by `half_life_days` of age, down to
+`recency_floor`.
 
 Of one known rater only the newest opinion on a (query, document) counts; different raters, and raters
 unknown, are pooled. An opinion of weight w and rating r is evidence w (r - 3) / 2, between -w and w; on the
@@ -32,10 +19,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from ragtune_mcp.core.feedback.attribution import Attributor
 from ragtune_mcp.core.feedback.masking import mask
+from ragtune_mcp.core.feedback.opinions import SOURCES, Opinion, attributed_opinions, document_opinions
 from ragtune_mcp.core.feedback.records import (
     DocumentSource,
     FeedbackRecord,
@@ -46,20 +34,6 @@ from ragtune_mcp.core.feedback.records import (
 from ragtune_mcp.core.feedback.text import query_key, scrub, strip_html, text_key
 from ragtune_mcp.core.workspace import sha256_text
 
-RATED, HELPFUL, CITED, SHOWN, QUOTED, COPIED, CLICKED, UNSUCCESSFUL = (
-    1.0,
-    0.7,
-    0.5,
-    0.3,
-    0.25,
-    0.4,
-    0.15,
-    0.15,
-)
-IMPLICIT_RATING = 4.0
-UNSUCCESSFUL_RATING = 2.0
-_RELEVANCE = {"very_relevant": 5.0, "relevant": 4.0, "somewhat_relevant": 2.0, "not_relevant": 1.0}
-_STRENGTH = ("document", "answer", "attributed", "signal")
 # The reason an entry is counted under when its opinions failed for several, most telling first.
 _REASONS = (
     "stale_document",
@@ -132,14 +106,6 @@ class Judged:
     superseded: int = 0
 
 
-class _Opinion(NamedTuple):
-    entry: int
-    document: RatedDocument
-    rating: float
-    weight: float
-    source: str
-
-
 class _Placed(NamedTuple):
     """An opinion whose document has a text; the key is what is pooled."""
 
@@ -176,11 +142,11 @@ def judge(
     )
     pool = _Pool(records, documents)
     attributed: set[str] = set()
-    opinions: list[_Opinion] = []
+    opinions: list[Opinion] = []
     for i, record in enumerate(records):
-        found = list(_opinions(i, record))
-        if not found and record.rating is not None and attributor is not None and record.response:
-            found = list(_attributed(i, record, attributor))
+        found = list(document_opinions(i, record))
+        if not found and not record.documents and attributor is not None:
+            found = list(attributed_opinions(i, record, attributor))
             if found:
                 attributed.add(record.feedback_id)
         if not found:
@@ -203,59 +169,6 @@ def judge(
         frozenset(attributed & used),
         pool.superseded,
     )
-
-
-def answer_rating(record: FeedbackRecord) -> float | None:
-    """What the entry says about its documents as a whole: the relevance detail where given, else the
-    rating.
-    """
-    detail = record.extra.get("detailed_feedback")
-    relevance: object = detail.get("relevance") if isinstance(detail, Mapping) else None
-    if isinstance(relevance, str):
-        text = relevance.strip().lower()
-        relevance = int(text) if text in ("1", "2", "3", "4", "5") else _RELEVANCE.get(text)
-    if isinstance(relevance, int | float) and not isinstance(relevance, bool) and 1 <= relevance <= 5:
-        return float(relevance)
-    return None if record.rating is None else float(record.rating)
-
-
-def _opinions(entry: int, record: FeedbackRecord) -> Iterator[_Opinion]:
-    answer = answer_rating(record)
-    uses_cited = any(d.cited for d in record.documents)
-    for position, document in enumerate(record.documents, 1):
-        opinion = _opinion(record, document, answer, document.rank or position, uses_cited)
-        if opinion is not None:
-            yield _Opinion(entry, document, *opinion)
-
-
-def _opinion(
-    record: FeedbackRecord, document: RatedDocument, answer: float | None, rank: int, uses_cited: bool
-) -> tuple[float, float, str] | None:
-    discount = math.log2(rank + 1)
-    if document.rating is not None:
-        return float(document.rating), RATED, "document"
-    if document.helpful is not None:
-        return (5.0 if document.helpful else 1.0), HELPFUL, "document"
-    if answer is not None and document.cited:
-        return answer, CITED, "answer"
-    if answer is not None and not uses_cited:
-        return answer, SHOWN / discount, "answer"
-    if document.copied or document.cited:
-        return IMPLICIT_RATING, COPIED, "signal"
-    if document.clicked:
-        return IMPLICIT_RATING, CLICKED, "signal"
-    if (record.reasked or record.dead_end) and answer is None:
-        return UNSUCCESSFUL_RATING, UNSUCCESSFUL / discount, "signal"
-    return None
-
-
-def _attributed(entry: int, record: FeedbackRecord, attributor: Attributor) -> Iterator[_Opinion]:
-    rating = answer_rating(record)
-    if rating is not None:
-        for match in attributor.match(record.response or ""):
-            yield _Opinion(
-                entry, RatedDocument(match.document_id), rating, QUOTED * match.overlap, "attributed"
-            )
 
 
 def _why_none(record: FeedbackRecord, attributor: Attributor | None) -> str:
@@ -295,19 +208,23 @@ class _Pool:
         self._failures[entry][reason] += 1
         self._details.setdefault((entry, reason), detail)
 
-    def load_texts(self, opinions: Iterable[_Opinion]) -> None:
+    def load_texts(self, opinions: Iterable[Opinion]) -> None:
         """Give every document one text: the current one, else the newest an entry carried; then one id per
         text.
         """
         carried: dict[str, str] = {}
         ids: set[str] = set()
         for opinion in opinions:
-            ids.add(opinion.document.id)
-            if opinion.document.text:
-                # Opinions come in order of time: the newest text stays.
-                carried[opinion.document.id] = opinion.document.text
+            document = opinion.document
+            ids.add(document.id)
+            if document.text:
+                # Opinions come in order of time: the newest text stays. Its hash may be that of a longer
+                # text.
+                carried[document.id] = document.text
+                self._hashes[document.id] = (document.text_sha256 or sha256_text(document.text)).lower()
         current = self.source.texts(sorted(ids)) if self.source is not None else {}
         self._reference = carried | current
+        self._hashes |= {doc_id: sha256_text(text) for doc_id, text in current.items()}
         prepared: dict[str, str] = {}
         first_with: dict[str, str] = {}
         for doc_id in sorted(self._reference):
@@ -319,7 +236,7 @@ class _Pool:
             text = self._text_of[doc_id] = prepared[raw]
             self._canonical[doc_id] = first_with.setdefault(text_key(text), doc_id)
 
-    def place(self, opinion: _Opinion) -> _Placed | None:
+    def place(self, opinion: Opinion) -> _Placed | None:
         """The opinion under its (query, document), or None with the reason noted."""
         document = opinion.document
         text = self._text_of.get(document.id)
@@ -397,7 +314,7 @@ class _Pool:
                     document=self._text_of[key[1]],
                     rating=rating,
                     weight=weight,
-                    source=min((o.source for o in opinions), key=_STRENGTH.index),
+                    source=min((o.source for o in opinions), key=SOURCES.index),
                     n_opinions=len(opinions),
                     feedback_ids=ids,
                     timestamp=max(self.records[o.entry].timestamp for o in opinions),
@@ -425,18 +342,13 @@ class _Pool:
         if document.text == reference:
             return False
         if document.text_sha256:
-            return document.text_sha256.lower() != self._hash(reference)
+            return document.text_sha256.lower() != self._hashes[document.id]
         if document.text is None:
             return False
         # Entries may store only the beginning of a long document.
         return not text_key(reference).startswith(
             text_key(document.text).rstrip("\u2026 ").removesuffix("...")
         )
-
-    def _hash(self, text: str) -> str:
-        if text not in self._hashes:
-            self._hashes[text] = sha256_text(text)
-        return self._hashes[text]
 
     def _spellings(self, placed: Sequence[_Placed]) -> dict[str, str]:
         """Query key -> the spelling most entries used; ties go to the smaller text."""
@@ -478,11 +390,3 @@ def _weighted_median(opinions: Sequence[_Placed], weights: Sequence[float]) -> f
         if below > half:
             return rating
     return ratings[-1]
-
-
-def ratings_by_source(judgements: Iterable[Judgement]) -> Mapping[str, Any]:
-    """How many opinions each kind of source contributed."""
-    counts: Counter[str] = Counter()
-    for judgement in judgements:
-        counts[judgement.source] += judgement.n_opinions
-    return dict(sorted(counts.items()))

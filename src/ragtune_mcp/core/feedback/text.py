@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from html.parser import HTMLParser
+from typing import Any
 
 _TAGS = frozenset(
     """a abbr article aside b blockquote body br caption center code col colgroup dd del details div dl dt em
@@ -28,7 +29,6 @@ _MARKDOWN = (
 # mark.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_SPACE = re.compile(r"\s+")
 _WORD = re.compile(r"\w+")
 
 
@@ -42,6 +42,10 @@ class _Stripper(HTMLParser):
         self._droppable = {tag for tag in _DROPPED if f"</{tag}" in lower}
         self.parts: list[str] = []
         self._dropped: list[str] = []
+
+    def set_cdata_mode(self, elem: str, **kwargs: Any) -> None:
+        if elem in self._droppable:
+            super().set_cdata_mode(elem, **kwargs)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in _TAGS:
@@ -123,4 +127,4 @@ def query_key(query: str) -> str:
 
 def text_key(text: str) -> str:
     """What makes two document texts the same: white space collapsed."""
-    return _SPACE.sub(" ", text).strip()
+    return " ".join(text.split())
