@@ -1,0 +1,183 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from tests.finetune.tiny import make_corpus, make_dataset
+
+from ragtune_mcp.core.errors import JobCancelled
+from ragtune_mcp.core.finetune.backbone import open_backbone
+from ragtune_mcp.core.finetune.config import FineTuningConfig
+from ragtune_mcp.core.finetune.examples import ranking_examples
+from ragtune_mcp.core.finetune.objectives import Ranking
+from ragtune_mcp.core.finetune.recipe import choose_recipe
+from ragtune_mcp.core.finetune.trainer import FastTrainer, interpolate, schedule
+
+
+class Stopped(Exception):
+    pass
+
+
+def train(
+    model, *, stop_at=None, checkpoints=None, validate=None, micro_tokens=10**6, seed=42, frozen=2, **options
+):
+    config = FineTuningConfig(batch_size=8, learning_rate=1e-3, random_seed=seed, **options)
+    recipe = choose_recipe(config, 32, 4)
+    backbone = open_backbone(model, 512, low_precision=False)
+    backbone.freeze(frozen, 10**8)
+    objective = Ranking(
+        ranking_examples([p for p in make_dataset(make_corpus()).pairs if p.split == "train"])
+    )
+    steps = []
+
+    def on_step(step):
+        steps.append(step)
+        if step.step == stop_at:
+            raise Stopped
+
+    trainer = FastTrainer(backbone, objective, recipe, micro_tokens=micro_tokens)
+    return trainer.run(validate=validate, on_step=on_step, checkpoints=checkpoints), steps
+
+
+def assert_equal_weights(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+def test_the_loss_goes_down(tiny_model):
+    trained, steps = train(tiny_model, num_epochs=6)
+    assert np.mean([s.loss for s in steps[-4:]]) < 0.7 * np.mean([s.loss for s in steps[:4]])
+    assert trained.steps == len(steps) == 24
+
+
+def test_the_same_seed_gives_the_same_weights_bit_by_bit(tiny_model):
+    first, _ = train(tiny_model)
+    second, _ = train(tiny_model)
+    third, _ = train(tiny_model, seed=7)
+    assert_equal_weights(first.weights, second.weights)
+    assert any(not torch.equal(first.weights[name], third.weights[name]) for name in first.weights)
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 11])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_model, tmp_path, stop_at):
+    whole, _ = train(tiny_model, num_epochs=3, save_steps=3)
+    with pytest.raises(Stopped):
+        train(tiny_model, num_epochs=3, save_steps=3, checkpoints=tmp_path, stop_at=stop_at)
+    resumed, steps = train(tiny_model, num_epochs=3, save_steps=3, checkpoints=tmp_path)
+    assert_equal_weights(whole.weights, resumed.weights)
+    assert steps[0].step <= stop_at
+    assert [entry.train_loss for entry in resumed.history] == pytest.approx(
+        [entry.train_loss for entry in whole.history]
+    )
+
+
+def test_best_weights_and_patience_survive_a_resume(tiny_model, tmp_path):
+    def falling(scores):
+        remaining = list(scores)
+        return lambda weights: remaining.pop(0)
+
+    with pytest.raises(Stopped):
+        train(
+            tiny_model,
+            num_epochs=9,
+            save_steps=4,
+            checkpoints=tmp_path,
+            stop_at=9,
+            validate=falling([0.5, 0.4]),
+        )
+    resumed, _ = train(
+        tiny_model, num_epochs=9, save_steps=4, checkpoints=tmp_path, validate=falling([0.3, 0.2, 0.1, 0.9])
+    )
+    assert (resumed.best_step, resumed.best_score, resumed.steps) == (4, 0.5, 16)
+    assert resumed.stopped_early
+
+
+def test_a_checkpoint_of_another_run_is_not_resumed(tiny_model, tmp_path):
+    with pytest.raises(Stopped):
+        train(tiny_model, save_steps=2, checkpoints=tmp_path, stop_at=5)
+    expected, _ = train(tiny_model, save_steps=2, seed=3)
+    found, steps = train(tiny_model, save_steps=2, seed=3, checkpoints=tmp_path)
+    assert steps[0].step == 1
+    assert_equal_weights(found.weights, expected.weights)
+
+
+def test_only_the_newest_checkpoint_is_kept(tiny_model, tmp_path):
+    train(tiny_model, save_steps=1, checkpoints=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000016.safetensors"]
+
+
+def test_a_batch_in_parts_gives_the_same_gradient(tiny_model, monkeypatch):
+    gradients = []
+
+    def record(weights, limit):
+        gradients.append([weight.grad.clone() for weight in weights])
+
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda weights, limit: record(list(weights), limit)
+    )
+    train(tiny_model, num_epochs=1)
+    whole = gradients[0]
+    gradients.clear()
+    train(tiny_model, num_epochs=1, micro_tokens=60)
+    for left, right in zip(whole, gradients[0], strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-6)
+
+
+def test_training_stops_when_patience_runs_out_and_restores_the_best_weights(tiny_model):
+    seen = []
+
+    def validate(weights):
+        seen.append({name: weight.clone() for name, weight in weights.items()})
+        return [0.1, 0.5, 0.3, 0.2, 0.4, 0.6][len(seen) - 1]
+
+    trained, _ = train(tiny_model, num_epochs=6, early_stopping_patience=3, validate=validate)
+    assert (trained.stopped_early, trained.best_step, trained.steps) == (True, 8, 20)
+    assert_equal_weights(trained.weights, seen[1])
+
+
+def test_validation_happens_every_evaluation_steps_and_at_epoch_ends(tiny_model):
+    trained, _ = train(
+        tiny_model, num_epochs=2, evaluation_steps=3, validate=lambda weights: 0.0, early_stopping_patience=99
+    )
+    assert [entry.step for entry in trained.history] == [3, 4, 6, 8]
+
+
+def test_cancelling_stops_at_the_next_step(tiny_model):
+    def cancelled(step):
+        raise JobCancelled("stop")
+
+    backbone = open_backbone(tiny_model, 512, low_precision=False)
+    objective = Ranking(ranking_examples(make_dataset(make_corpus()).pairs))
+    trainer = FastTrainer(backbone, objective, choose_recipe(FineTuningConfig(), 40, 4), micro_tokens=10**6)
+    with pytest.raises(JobCancelled):
+        trainer.run(validate=None, on_step=cancelled)
+
+
+def test_frozen_weights_are_not_trained(tiny_model):
+    trained, _ = train(tiny_model, frozen=3)
+    assert {name.split(".")[2] for name in trained.weights} == {"3"}
+    everything, _ = train(tiny_model, frozen=0)
+    assert any(name.startswith("embeddings.") for name in everything.weights)
+
+
+def test_the_schedule_rises_to_one_and_falls_to_zero():
+    shares = [schedule(step, 20, 5) for step in range(21)]
+    assert shares[0] == 0
+    assert shares[5] == 1
+    assert shares[20] == 0
+    assert shares[1:6] == sorted(shares[1:6])
+    assert shares[5:] == sorted(shares[5:], reverse=True)
+    assert schedule(3, 4, 10) == pytest.approx(0.3)
+
+
+def test_interpolation_goes_from_base_to_tuned():
+    base, tuned = {"w": torch.zeros(2), "frozen": torch.ones(1)}, {"w": torch.ones(2)}
+    assert interpolate(base, tuned, 0.25)["w"].tolist() == [0.25, 0.25]
+    assert interpolate(base, tuned, 1.0).keys() == {"w"}
+
+
+def test_history_has_no_gap_and_no_nan(tiny_model):
+    trained, _ = train(tiny_model, num_epochs=3)
+    assert [entry.epoch for entry in trained.history] == [1.0, 2.0, 3.0]
+    assert not any(math.isnan(entry.train_loss) for entry in trained.history)
