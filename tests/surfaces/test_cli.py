@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from ragtune_mcp import cli
 from ragtune_mcp.core.errors import InvalidInput
-from ragtune_mcp.core.results import ErrorInfo, JobStatusResult
+from ragtune_mcp.core.results import ErrorInfo, JobStatusResult, SearchResults
 from ragtune_mcp.surface import commands
 from ragtune_mcp.surface.commands import shell
 
@@ -152,10 +152,23 @@ def test_malformed_pairs_are_refused_with_an_example(run, arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["search"], ["search", "a", "-k", "0"], ["nonsense"], ["stop-ab-test", "ab_1"], ["search", "a", "--no"]],
+    [
+        ["search"],
+        ["search", "a", "-k", "0"],
+        ["nonsense"],
+        ["stop-ab-test", "ab_1"],
+        ["export", "m", "--format", "tf"],
+        ["search", "a", "--no"],
+    ],
 )
 def test_wrong_usage_has_exit_code_2(run, arguments):
     assert run(*arguments).exit_code == 2
+
+
+def test_what_is_there_to_be_copied_stays_on_one_line(run, core):
+    query_id = "q_" + "0" * 100
+    core.search = lambda *_: SearchResults(query_id=query_id, results=[])
+    assert f"record-feedback {query_id} --rating" in run("search", "how").stdout
 
 
 def test_terminal_codes_in_documents_are_not_printed(run, core):

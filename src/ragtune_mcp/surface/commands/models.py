@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -71,9 +71,11 @@ def _switch(switch: Callable[[bool], SwitchResult], yes: bool, as_json: bool) ->
 def export(
     context: typer.Context,
     version: Annotated[str, typer.Argument(help="See list-models.")],
-    format: Annotated[str, typer.Option(help="ollama or onnx.")] = "ollama",
+    format: Annotated[Literal["ollama", "onnx"], typer.Option(help="ollama or onnx.")] = "ollama",
     name: Annotated[str, typer.Option(help="Ollama model name; empty = after the version.")] = "",
-    quantization: Annotated[str, typer.Option(help="f16, q8_0 or f32; Ollama only.")] = "f16",
+    quantization: Annotated[
+        Literal["f16", "q8_0", "f32"], typer.Option(help="f16, q8_0 or f32; Ollama only.")
+    ] = "f16",
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:

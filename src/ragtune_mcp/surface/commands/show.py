@@ -52,16 +52,12 @@ def _show(result: Any, console: Console) -> None:
 @_show.register
 def _(result: SearchResults, console: Console) -> None:
     for hit in result.results:
-        console.print(_text(f"{hit.rank}. {hit.id}", "bold"), _text(f"{hit.score:.3f}  {hit.source}", "dim"))
+        _line(console, f"{hit.rank}. {hit.id}  ({hit.score:.3f})", "bold")
         excerpt = visible(hit.text).strip()
-        console.print(_text(excerpt[:_EXCERPT] + ("…" if len(excerpt) > _EXCERPT else "")), "")
+        console.print(_text(excerpt[:_EXCERPT] + ("…" if len(excerpt) > _EXCERPT else "")))
     if not result.results:
         console.print("No documents found.")
-    console.print(
-        _text(
-            f"query_id {result.query_id}: ragtune-mcp record-feedback {result.query_id} --rating 1..5", "dim"
-        )
-    )
+    _line(console, f"to rate: ragtune-mcp record-feedback {result.query_id} --rating 1..5", "dim")
 
 
 @_show.register
@@ -82,10 +78,10 @@ def _(result: ModelList, console: Console) -> None:
 
 @_show.register
 def _(result: TrainingDataResult, console: Console) -> None:
-    console.print(_text(result.training_data_path, "bold"))
+    _line(console, result.training_data_path, "bold")
     _fields(console, result.statistics.model_dump())
     for warning in result.warnings:
-        console.print(_text(f"warning: {warning}", "yellow"))
+        _line(console, f"warning: {warning}", "yellow")
     _next(console, result.next_step)
 
 
@@ -94,36 +90,36 @@ def _(result: JobStatusResult, console: Console) -> None:
     data = result.model_dump(mode="json", exclude={"events", "next_step", "gate"}, exclude_none=True)
     _fields(console, {key: value for key, value in data.items() if value not in ("", {}, [])})
     if result.gate:
-        console.print(_text(f"gate: {result.gate.verdict}", "bold"))
+        _line(console, f"gate: {result.gate.verdict}", "bold")
         for reason in result.gate.reasons:
-            console.print(_text(f"  {reason}"))
+            _line(console, f"  {reason}")
     for event in result.events:
-        console.print(_text(f"  {event.at}  {event.message}", "dim"))
+        _line(console, f"  {event.at}  {event.message}", "dim")
     _next(console, result.next_step)
 
 
 @_show.register
 def _(result: AbResults, console: Console) -> None:
-    console.print(_text(f"{result.test_id}: {result.status}, {result.mode}", "bold"))
+    _line(console, f"{result.test_id}: {result.status}, {result.mode}", "bold")
     baseline, test = (each.model_dump() for each in (result.baseline_metrics, result.test_metrics))
     rows = [(name, _short(baseline[name]), _short(test[name])) for name in baseline if name != "extra"]
     _table(console, ("", result.baseline_model, result.test_model), rows)
     valid = "" if result.p_value_valid else " (valid only at the planned end)"
     console.print(f"p-value {_short(result.p_value)}{valid}, at any time {_short(result.p_anytime)}")
-    console.print(_text(f"effect {_flat(result.effect)}"))
-    console.print(_text(f"recommendation: {result.recommendation}", "bold"))
+    _line(console, f"effect {_flat(result.effect)}")
+    _line(console, f"recommendation: {result.recommendation}", "bold")
     for reason in result.reasons:
-        console.print(_text(f"  {reason}"))
+        _line(console, f"  {reason}")
     _next(console, result.next_step)
 
 
 @_show.register
 def _(result: SwitchResult, console: Console) -> None:
-    console.print(_text(f"{result.action}: {result.from_version} -> {result.to_version}", "bold"))
+    _line(console, f"{result.action}: {result.from_version} -> {result.to_version}", "bold")
     for check in result.checks:
-        console.print(_text(f"  checked: {check}"))
+        _line(console, f"  checked: {check}")
     for change in result.will_change:
-        console.print(_text(f"  will change: {change}"))
+        _line(console, f"  will change: {change}")
     if result.changed:
         console.print("done")
 
@@ -131,7 +127,12 @@ def _(result: SwitchResult, console: Console) -> None:
 @_show.register
 def _(result: IndexResult, console: Console) -> None:
     _fields(console, result.model_dump(exclude={"next_step", "message", "job_id"}))
-    console.print(_text(result.message))
+    _line(console, result.message)
+
+
+def _line(console: Console, value: str, style: str = "") -> None:
+    # Not folded at the terminal's width: ids and commands are there to be copied.
+    console.print(_text(value, style), soft_wrap=True)
 
 
 def _fields(console: Console, values: Mapping[str, Any]) -> None:
@@ -152,7 +153,7 @@ def _table(console: Console, head: Sequence[str], rows: Iterable[Sequence[str]])
 
 def _next(console: Console, step: str | None) -> None:
     if step:
-        console.print(_text(f"next: {step}", "dim"))
+        _line(console, f"next: {step}", "dim")
 
 
 def _flat(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -29,7 +29,10 @@ def generate_training_data(
     hard_negatives: Annotated[bool | None, typer.Option(help="Mine near misses from the live index.")] = None,
     synthetic: Annotated[bool, typer.Option("--synthetic", help="Add queries made from documents.")] = False,
     days_back: Annotated[int, typer.Option(min=1, help="Use feedback of this many past days.")] = 90,
-    export_format: Annotated[str, typer.Option("--format", help="csv, json, jsonl or triplets.")] = "csv",
+    export_format: Annotated[
+        Literal["csv", "json", "jsonl", "triplets"],
+        typer.Option("--format", help="csv, json, jsonl or triplets."),
+    ] = "csv",
     as_json: AsJson = False,
 ) -> None:
     """Turn the ratings kept in ConPort into a data set."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,7 +27,7 @@ def start_ab_test(
         float | None, typer.Option(min=0.01, max=0.99, help="Share of searches for the test model.")
     ] = None,
     hours: Annotated[float | None, typer.Option(min=0.01, max=8760, help="How long.")] = None,
-    mode: Annotated[str, typer.Option(help="split or interleave.")] = "split",
+    mode: Annotated[Literal["split", "interleave"], typer.Option(help="split or interleave.")] = "split",
     force: Annotated[
         bool, typer.Option("--force", help="Test a version its gate blocked; needs --reason.")
     ] = False,
