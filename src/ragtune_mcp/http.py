@@ -68,8 +68,15 @@ def serve_http(workspace: str | Path, host: str, port: int) -> None:
     configure_logging()
     server, session = create_server(workspace)
     app = build_app(server, session, host)
-    # log_config=None: uvicorn's own would write the access log to stdout.
-    uvicorn.run(app, host=host, port=port, log_config=None, timeout_graceful_shutdown=3)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_config=None,  # uvicorn's own writes the access log to stdout
+        http="h11",  # httptools, taken where installed, keeps the blanks after a header's value
+        server_header=False,
+        timeout_graceful_shutdown=3,
+    )
     leave()
 
 
