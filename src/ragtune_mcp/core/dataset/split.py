@@ -72,7 +72,8 @@ def assign_splits(
     rest = [g for g in ordered if g not in test]
     # Measured from where test ends, so that both slices keep their groups when the other changes.
     rest.sort(key=lambda g: ((place[g] - shares.test) % 1.0, g))
-    validation = {g for g in rest if shares.test <= place[g] < shares.test + shares.validation}
+    end = round(shares.test + shares.validation, 12)
+    validation = {g for g in rest if shares.test <= place[g] < end}
     left = sum(scorable[g] for g in rest)
     _clamp(validation, rest, scorable, _bounds(shares.validation, scored, most=left - 1), keep=set())
     return {g: "test" if g in test else "validation" if g in validation else "train" for g in ordered}

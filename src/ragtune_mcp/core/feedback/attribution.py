@@ -14,9 +14,12 @@ attributed
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from ragtune_mcp.core.feedback.text import strip_html
 
@@ -31,6 +34,11 @@ NAMED_OVERLAP = 0.8
 _MAX_ANSWER_CHARS = 40_000
 _WORD = re.compile(r"\w+")
 _ID = re.compile(r"[\w./#:~-]+")
+_ID_MARK = re.compile(r"[/#._\-0-9]")
+
+# Word numbers stay below 2^21 (two million distinct words), so three of them fit one int64 exactly.
+_PLACES = np.array([1 << 42, 1 << 21, 1], dtype=np.int64)
+_Words = npt.NDArray[np.int32]
 
 
 class Match(NamedTuple):
@@ -44,41 +52,27 @@ class Match(NamedTuple):
 class Attributor:
     """A shingle index over all documents, built when the first answer needs it.
 
-    Memory is about 100 bytes per distinct word position of the documents.
+    It holds 16 bytes per word of the documents, and their texts.
     """
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         self._texts = texts
-        self._documents: list[str] = []
-        self._shingles: dict[int, list[int]] | None = None
-        self._names: dict[str, str] = {}
+        self._index: _ShingleIndex | None = None
+        self._names = {
+            i.lower(): i for i in sorted(texts, reverse=True) if len(i) >= 4 and _ID_MARK.search(i)
+        }
 
     def match(self, answer: str) -> list[Match]:
         """The documents an answer quotes or names, surest first, at most `MAX_DOCUMENTS`."""
-        if self._shingles is None:
-            self._shingles = self._build()
+        if self._index is None:
+            self._index = _ShingleIndex(self._texts)
         text = strip_html(answer[:_MAX_ANSWER_CHARS])
-        words = _words(text)
         found = {m.document_id: m for m in self._named(text)}
-        for match in self._quoted(words):
+        for match in self._index.quoted(text):
             known = found.get(match.document_id)
             if known is None or match.overlap > known.overlap:
                 found[match.document_id] = match
         return sorted(found.values(), key=lambda m: (-m.overlap, m.document_id))[:MAX_DOCUMENTS]
-
-    def _build(self) -> dict[int, list[int]]:
-        index: dict[int, list[int]] = defaultdict(list)
-        for doc_id in sorted(self._texts):
-            number = len(self._documents)
-            self._documents.append(doc_id)
-            if any(c in doc_id for c in "/#._-0123456789") and len(doc_id) >= 4:
-                self._names[doc_id.lower()] = doc_id
-            for shingle in set(_runs(_words(self._texts[doc_id]), QUOTE_WORDS)):
-                owners = index[shingle]
-                # One more than allowed marks the shingle as common.
-                if len(owners) <= MAX_SHARED:
-                    owners.append(number)
-        return index
 
     def _named(self, text: str) -> Iterator[Match]:
         for token in set(_ID.findall(text.lower())):
@@ -86,37 +80,77 @@ class Attributor:
             if doc_id is not None:
                 yield Match(doc_id, NAMED_OVERLAP, "named")
 
-    def _quoted(self, words: list[str]) -> Iterator[Match]:
-        votes: Counter[int] = Counter()
-        shingles = self._shingles or {}
-        for shingle in set(_runs(words, QUOTE_WORDS)):
-            owners = shingles.get(shingle, ())
-            if len(owners) <= MAX_SHARED:
-                votes.update(owners)
-        for number, _ in sorted(votes.items(), key=lambda v: (-v[1], v[0]))[: 4 * MAX_DOCUMENTS]:
-            doc_id = self._documents[number]
-            own = _words(self._texts[doc_id])
+
+class _ShingleIndex:
+    """Runs of six words -> documents, as two sorted arrays."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._vocabulary: dict[str, int] = {}
+        self._ids = sorted(texts)
+        known = self._vocabulary
+        self._words = [
+            np.array([known.setdefault(w, len(known)) for w in _words(texts[i])], dtype=np.int32)
+            for i in self._ids
+        ]
+        runs = [np.unique(_runs(words, QUOTE_WORDS)) for words in self._words]
+        owners = np.repeat(np.arange(len(runs), dtype=np.int32), [len(r) for r in runs])
+        shingles = np.concatenate([np.zeros(0, dtype=np.uint64), *runs])
+        order = np.argsort(shingles, kind="stable")
+        self._shingles, self._owners = shingles[order], owners[order]
+
+    def quoted(self, text: str) -> Iterator[Match]:
+        """The documents that share enough runs of words with a text."""
+        words = np.array([self._vocabulary.get(w, -1) for w in _words(text)], dtype=np.int32)
+        for number in self._candidates(words):
+            own = self._words[number]
             aligned = _aligned(words, own)
             share = aligned / max(1, min(len(words), len(own)))
             if aligned >= min(MIN_WORDS, len(own)) and share >= MIN_SHARE:
-                yield Match(doc_id, min(1.0, round(share, 6)), "quoted")
+                yield Match(self._ids[number], min(1.0, round(share, 6)), "quoted")
+
+    def _candidates(self, words: _Words) -> list[int]:
+        """Documents by the number of rare shingles they share with the words."""
+        wanted = np.unique(_runs(words, QUOTE_WORDS))
+        start = np.searchsorted(self._shingles, wanted, side="left")
+        end = np.searchsorted(self._shingles, wanted, side="right")
+        rare = (end > start) & (end - start <= MAX_SHARED)
+        owners = [self._owners[a:b] for a, b in zip(start[rare], end[rare], strict=True)]
+        if not owners:
+            return []
+        numbers, votes = np.unique(np.concatenate(owners), return_counts=True)
+        best = np.lexsort((numbers, -votes))[: 2 * MAX_DOCUMENTS]
+        return [int(number) for number in numbers[best]]
 
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _runs(words: list[str], n: int) -> Iterator[int]:
-    # hash() of a tuple of str changes with PYTHONHASHSEED, which is fine for an index that lives in one
-    # process: collisions apart, membership does not depend on it.
-    return (hash(tuple(words[i : i + n])) for i in range(len(words) - n + 1))
+def _runs(words: _Words, length: int) -> npt.NDArray[np.uint64]:
+    """A hash for every run of that many words; runs with a word no document has are left out."""
+    if len(words) < length:
+        return np.zeros(0, dtype=np.uint64)
+    hashed = np.zeros(len(words) - length + 1, dtype=np.uint64)
+    known = np.ones(len(hashed), dtype=bool)
+    for i in range(length):
+        part = words[i : i + len(hashed)]
+        known &= part >= 0
+        hashed = (hashed ^ part.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        hashed ^= hashed >> np.uint64(29)
+    return hashed[known]
 
 
-def _aligned(answer: list[str], document: list[str]) -> int:
+def _aligned(answer: _Words, document: _Words) -> int:
     """How many words of the answer stand in a run of three that the document also has."""
-    own = set(_runs(document, BRIDGE_WORDS))
-    covered = bytearray(len(answer))
-    for i, run in enumerate(_runs(answer, BRIDGE_WORDS)):
-        if run in own:
-            covered[i : i + BRIDGE_WORDS] = b"\1" * BRIDGE_WORDS
-    return sum(covered)
+    if min(len(answer), len(document)) < BRIDGE_WORDS:
+        return 0
+    shared = np.isin(_places_of(answer), _places_of(document))
+    covered = np.zeros(len(answer), dtype=bool)
+    for i in range(BRIDGE_WORDS):
+        covered[i : i + len(shared)] |= shared
+    return int(covered.sum())
+
+
+def _places_of(words: _Words) -> npt.NDArray[np.int64]:
+    runs: npt.NDArray[np.int64] = sliding_window_view(words, BRIDGE_WORDS) @ _PLACES
+    return runs
