@@ -133,7 +133,7 @@ class Registry:
         """Register a base model where it lies, which may be outside the workspace.
 
         Args:
-            name: the version id it gets.
+            name: the version id it gets, without the hub's `sentence-transformers/`.
             path: its folder.
 
         Returns:
@@ -143,6 +143,7 @@ class Registry:
             DigestMismatch: the name is registered with other files.
             IntegrityError: the folder holds no safetensors weights.
         """
+        name = name.removeprefix(_HUB_PREFIX)
         at_path = self._at(path)
         if at_path is not None and at_path.version != name:
             return at_path
@@ -350,21 +351,23 @@ class Registry:
                 [(feedback_id, manifest["version"]) for feedback_id in manifest.get("feedback_ids", ())],
             )
 
-    def _find(self, version: str) -> ModelVersion | None:
-        row = self._db.connection.execute(
-            "SELECT * FROM model_versions WHERE version=?", (version,)
-        ).fetchone()
-        return None if row is None else self._from_row(row)
-
     def _lookup(self, name: str) -> ModelVersion | None:
-        found = self._find(name) or self._find(name.removeprefix(_HUB_PREFIX))
+        # The hub and the packaged weights spell some names in different case.
+        base = "kind='base' AND version=? COLLATE NOCASE"
+        found = self._find(name) or self._one(base, name.removeprefix(_HUB_PREFIX))
         if found is None and ("/" in name or os.sep in name):
             return self._at(self._workspace.inside(name))
         return found
 
+    def _find(self, version: str) -> ModelVersion | None:
+        return self._one("version=?", version)
+
     def _at(self, path: Path) -> ModelVersion | None:
-        query = "SELECT * FROM model_versions WHERE path=?"
-        row = self._db.connection.execute(query, (self._stored(path),)).fetchone()
+        return self._one("path=?", self._stored(path))
+
+    def _one(self, condition: str, value: str) -> ModelVersion | None:
+        query = f"SELECT * FROM model_versions WHERE {condition}"
+        row = self._db.connection.execute(query, (value,)).fetchone()
         return None if row is None else self._from_row(row)
 
     def _from_row(self, row: sqlite3.Row) -> ModelVersion:
