@@ -23,7 +23,7 @@ RATINGS = np.arange(1, 6)
 
 
 def tilted(effect: float) -> np.ndarray:
-    """PMF38 tilted exponentially to the mean 3.8 + effect, as the reference's full-rule table was simulated."""
+    """PMF38 tilted exponentially to the mean 3.8 + effect, as in the simulations of the full rule."""
     low, high = -3.0, 3.0
     for _ in range(80):
         middle = (low + high) / 2
@@ -82,7 +82,13 @@ class World:
         return [FakeHit(d, f"text of {d}", "s", r, 1 - r / 100) for r, d in enumerate(ids[:k], 1)]
 
     def start(self, **options):
-        options = {"duration_hours": 240.0, "metrics": ("response_quality",), **options}
+        """A test whose assignment is the same in every run: the salt is its number."""
+        defaults = {
+            "duration_hours": 240.0,
+            "metrics": ("response_quality",),
+            "salt": f"test {self.counts('trials')}",
+        }
+        options = {**defaults, **options}
         return self.trials.start(BASE, TUNED, **options)
 
     def arm_of(self, query_id: str) -> str:
@@ -94,7 +100,7 @@ class World:
         return self.outcomes.record(served.query_id, rating, **options)
 
     def rate_by_arm(self, n: int, baseline: int, test: int, prefix: str = "q") -> None:
-        """n further queries, each rated by a fixed number of its arm plus a deterministic wobble of one."""
+        """n further queries, each rated by its arm's number or one less, in turn."""
         for i in range(n):
             served = self.service.search(f"{prefix} {i}", k=1)
             centre = test if self.arm_of(served.query_id) == "test" else baseline

@@ -43,7 +43,8 @@ def test_raising_the_split_moves_nobody_back_to_the_baseline():
 
 
 def test_the_bucket_is_the_same_in_a_process_with_another_hash_seed():
-    code = "from ragtune_mcp.core.experiment.assignment import bucket; print(repr(bucket('s3cr3t', 'exp1', 'q1')))"
+    module = "ragtune_mcp.core.experiment.assignment"
+    code = f"from {module} import bucket; print(repr(bucket('s3cr3t', 'exp1', 'q1')))"
     out = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONHASHSEED": "77"}, capture_output=True, text=True, check=True
     )

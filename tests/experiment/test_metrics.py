@@ -20,7 +20,7 @@ def test_ndcg_reproduces_the_published_vectors():
 
 
 def test_1000_random_relevance_scores_equal_ir_measures():
-    """Against nDCG whose ideal is fully relevant: extra documents of grade 4 that the run does not contain."""
+    """Against nDCG whose ideal is fully relevant: extra documents of grade 4 that the run lacks."""
     rng = np.random.default_rng(1)
     run, qrels, expected = [], [], {}
     for query in range(1000):

@@ -32,7 +32,7 @@ _POINT_GROWTH = 1.05
 
 
 class Point(NamedTuple):
-    """The state after n units: moments of both arms (interleaved: the credit, as test) and the interval."""
+    """The state after n units: moments of both arms and the interval; a credit is compared with n zeros."""
 
     n: int
     baseline: Moments
@@ -42,12 +42,8 @@ class Point(NamedTuple):
 
     @property
     def effect(self) -> float | None:
-        """mean(test) - mean(baseline); the mean credit when interleaved; None while an arm is empty."""
-        if not self.test.n:
-            return None
-        if not self.baseline.n:
-            return self.test.mean if self.test.n == self.n else None
-        return self.test.mean - self.baseline.mean
+        """mean(test) - mean(baseline), None while an arm is empty."""
+        return self.test.mean - self.baseline.mean if self.test.n and self.baseline.n else None
 
     def to_state(self) -> list[Any]:
         """Plain numbers, exact under JSON."""
@@ -197,7 +193,8 @@ class CreditEvidence:
                 self.rating_total += sum(rating for rating, _ in query.rated)
 
     def _add(self, credit: float) -> None:
-        is_point = next_point(self.credits.n) == self.credits.n + 1
+        n = self.credits.n + 1
+        is_point = next_point(n - 1) == n
         self.credits = self.credits.plus(Moments(1, credit, credit * credit))
         path = self.mixture.extend(np.array([credit]))
         if self.credits.n >= HARM_MIN_QUERIES:
@@ -205,7 +202,7 @@ class CreditEvidence:
         add_credits(self.candidates, np.array([credit]))
         if is_point:
             self.points.append(
-                Point(self.credits.n, EMPTY, self.credits, self.candidates.low, self.candidates.high)
+                Point(n, Moments(n, 0.0, 0.0), self.credits, self.candidates.low, self.candidates.high)
             )
 
     def to_state(self) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 from ragtune_mcp.core.clock import to_iso, utc_now
@@ -39,7 +41,7 @@ class LiveEvidence:
         self._known: dict[str, tuple[Evidence, int]] = {}
 
     def advance(self, trial: Trial, settled_before: datetime | None) -> Evidence:
-        """Take in what is new and mark it as read; must run inside a transaction.
+        """Take in what is new and mark it as read; must run inside `look`.
 
         Args:
             trial: the test.
@@ -59,8 +61,21 @@ class LiveEvidence:
             self._known[trial.test_id] = (evidence, saved_at)
         return evidence
 
-    def forget(self) -> None:
-        """Drop what is held in memory; the next look starts from the checkpoint."""
+    @contextmanager
+    def look(self) -> Iterator[sqlite3.Connection]:
+        """A transaction to `advance` in, after which memory never holds more than the log does."""
+        is_inner = self._db.connection.in_transaction
+        try:
+            with self._db.transaction() as conn:
+                yield conn
+        except BaseException:
+            self._forget()
+            raise
+        # The caller's transaction may still be rolled back.
+        if is_inner:
+            self._forget()
+
+    def _forget(self) -> None:
         with self._lock:
             self._known.clear()
 

@@ -93,13 +93,11 @@ class Ramp:
         Returns:
             How it ended, once; None while it goes on and where none runs.
         """
-        with self._db.transaction() as conn:
+        with self._live.look() as conn:
             trial = self._trials.active()
             if trial is None or trial.ramp_phase is None or trial.ramp_ends_at is None:
                 return None
             harm = harm_reasons(trial, self._live.advance(trial, None))
-            # Nothing of an unfinished transaction may stay in memory.
-            self._live.forget()
             failure = failure_reason(conn, trial.test_id, trial.ramp_phase)
             reasons = (*harm, failure) if failure else harm
             if not reasons and self._clock() < trial.ramp_ends_at:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -51,7 +49,7 @@ class AbReport:
         Raises:
             UnknownId: no such test.
         """
-        with self._look():
+        with self._live.look():
             trial = self._trials.get(test_id) if test_id else self._trials.latest()
             return self._read(trial, settled_before=None)
 
@@ -65,7 +63,7 @@ class AbReport:
             The results, None while no test is due for a look.
         """
         now = self._clock()
-        with self._look() as conn:
+        with self._live.look() as conn:
             row = conn.execute("SELECT test_id FROM trials ORDER BY rowid DESC LIMIT 1").fetchone()
             trial = self._trials.get(row["test_id"]) if row else None
             if trial is None or final_decision(conn, trial.test_id) is not None:
@@ -76,7 +74,7 @@ class AbReport:
 
     def evidence(self, test_id: str) -> Evidence:
         """A copy of the running statistics behind the results, for plots and reports."""
-        with self._look():
+        with self._live.look():
             trial = self._trials.get(test_id)
             state = self._live.advance(trial, None).to_state()
         return Evidence.from_state(trial.metrics[0], state, is_interleaved=trial.mode == "interleave")
@@ -88,20 +86,6 @@ class AbReport:
         return markdown_report(
             reading, logged_decisions(conn, reading.test_id), kept_replay(conn, reading.test_id)
         )
-
-    @contextmanager
-    def _look(self) -> Iterator[sqlite3.Connection]:
-        """A transaction after which memory never holds more than the log does."""
-        is_inner = self._db.connection.in_transaction
-        try:
-            with self._db.transaction() as conn:
-                yield conn
-        except BaseException:
-            self._live.forget()
-            raise
-        # The caller's transaction may still be rolled back.
-        if is_inner:
-            self._live.forget()
 
     def _read(self, trial: Trial, settled_before: datetime | None) -> Reading:
         conn = self._db.connection
