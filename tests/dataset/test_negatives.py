@@ -82,7 +82,7 @@ def test_test_queries_are_not_mined_and_queries_are_asked_in_batches():
         pair(q, TEXTS["pos"], document_id="pos", query_group=q, split="test" if i < 3 else "train")
         for i, q in enumerate(queries)
     ]
-    corpus = VectorCorpus(TEXTS, {q: SCORES for q in queries})
+    corpus = VectorCorpus(TEXTS, dict.fromkeys(queries, SCORES))
     told = []
     found = mine_hard_negatives(
         pairs, corpus, MiningRules(batch=3), taboo={}, progress=lambda s, m: told.append(s)

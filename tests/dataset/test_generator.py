@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+import pytest
+from tests.dataset.samples import BagCorpus, pair, question
+from tests.feedback.samples import NOON
+
+from ragtune_mcp.core.database import Database
+from ragtune_mcp.core.dataset.card import most_informative
+from ragtune_mcp.core.dataset.export import find_dataset, load_dataset
+from ragtune_mcp.core.dataset.generator import DatasetOptions, TrainingDataGenerator
+from ragtune_mcp.core.dataset.lineage import descendants, mark_stale
+from ragtune_mcp.core.dataset.validate import validate
+from ragtune_mcp.core.errors import ConPortUnavailable, InvalidInput, NotEnoughData, PathOutsideWorkspace
+from ragtune_mcp.core.feedback.outbox import Outbox
+from ragtune_mcp.core.settings import Settings
+from ragtune_mcp.core.workspace import DatasetPaths, Workspace
+
+SMALL = {"min_positive_samples": 10, "min_negative_samples": 10, "min_ratings": 20}
+
+
+class Rows:
+    """ConPort's read side in memory."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def get_custom_data(self, category, key=None, *, since=None):
+        stored = NOON.isoformat()
+        return [
+            {"id": n, "timestamp": stored, "category": category, "key": k, "value": v}
+            for n, (k, v) in enumerate(self.values.items())
+        ]
+
+
+class Gone:
+    def get_custom_data(self, category, key=None, *, since=None):
+        raise ConPortUnavailable("ConPort does not answer.")
+
+
+def values(count=30, age_days=1.0):
+    """One entry a query, with a good and a bad document."""
+    return {
+        f"key{i}": {
+            "feedback_id": f"id{i}",
+            "timestamp": (NOON - timedelta(days=age_days)).timestamp(),
+            "query": question(i),
+            "documents": [
+                {"id": f"d{i}", "text": f"{question(i)} answered.", "rating": 5},
+                {"id": f"d{(i + 7) % count}", "text": f"{question((i + 7) % count)} answered.", "rating": 1},
+            ],
+        }
+        for i in range(count)
+    }
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(
+        tmp_path, Settings(training_data_min_samples=20, min_positive_samples=10, min_negative_samples=10)
+    )
+
+
+@pytest.fixture
+def make(workspace):
+    def build(entries=None, **parts):
+        client = parts.pop("client", None) or Rows(values() if entries is None else entries)
+        return TrainingDataGenerator(client, workspace, now=lambda: NOON, **parts)
+
+    return build
+
+
+def options(**fields):
+    return DatasetOptions(**{**SMALL, **fields})
+
+
+def test_a_data_set_is_written_with_all_that_belongs_to_it(make, workspace):
+    told = []
+    built = make().build(options(), lambda share, what: told.append(share))
+    assert built.dataset_id.startswith("training_20260301_120000_")
+    assert built.path == workspace.training_data / f"{built.dataset_id}.csv"
+    paths = DatasetPaths(built.path)
+    assert {p.name for p in workspace.training_data.iterdir()} == {
+        built.path.name, paths.manifest.name, paths.rejected.name, paths.card.name
+    }  # fmt: skip
+    assert told == sorted(told) and told[0] == 0 and told[-1] == 1
+    dataset = load_dataset(built.path)
+    assert validate(dataset).is_valid
+    assert dataset.dataset_id == built.dataset_id
+    assert dataset.manifest["statistics"] == built.statistics
+    assert dataset.manifest["conport"]["entries"]["id3"] == "key3"
+    assert find_dataset(workspace.training_data, built.dataset_id) == built.path
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl", "triplets"])
+def test_every_format_can_be_built_and_validated(make, form):
+    built = make().build(options(export_format=form))
+    assert validate(load_dataset(built.path)).is_valid
+
+
+def test_the_same_feedback_gives_the_same_bytes(make):
+    first, second = make().build(options()), make().build(options())
+    assert first.path != second.path
+    assert first.path.read_bytes() == second.path.read_bytes()
+
+
+def test_nothing_is_left_behind_when_there_is_too_little(make, workspace):
+    generator = make()
+    with pytest.raises(NotEnoughData, match="have 30, need 31"):
+        generator.build(options(min_positive_samples=31))
+    assert not workspace.training_data.exists()
+    db = Database(workspace.database)
+    assert db.connection.execute("SELECT count(*) FROM query_slices").fetchone()[0] == 0
+    db.close()
+
+
+def test_an_unreachable_conport_is_an_error_not_an_empty_data_set(make):
+    with pytest.raises(ConPortUnavailable):
+        make(client=Gone()).build(options())
+
+
+def test_entries_waiting_in_the_outbox_count(make, workspace):
+    workspace.prepare()
+    db = Database(workspace.database)
+    outbox = Outbox(db)
+    for key, value in values().items():
+        outbox.put_custom_data("UserFeedback", key, value)
+    assert make({}, outbox=outbox).build(options()).statistics["feedback_used"] == 30
+    db.close()
+
+
+def test_rejected_entries_stand_beside_the_data_set_with_their_reason(make):
+    entries = {
+        **values(),
+        "bad": "{",
+        "five": {"query": "q q q", "rating": "five"},
+        "alone": {"query": "a question", "rating": 5},
+    }
+    built = make(entries).build(options())
+    lines = DatasetPaths(built.path).rejected.read_text().splitlines()
+    reasons = {row["feedback_id"]: row["reason"] for row in map(json.loads, lines)}
+    assert reasons == {"bad": "invalid_json", "five": "invalid_rating", "alone": "no_documents"}
+    assert built.statistics["skipped"] == {"invalid_json": 1, "invalid_rating": 1, "no_documents": 1}
+    assert any("1 ratings name no documents" in w for w in built.warnings)
+
+
+def test_without_an_index_a_warning_says_so(make):
+    assert any("Nothing is indexed" in w for w in make().build(options()).warnings)
+
+
+def test_with_an_index_hard_negatives_are_mined_and_the_margin_is_on_record(make):
+    corpus = BagCorpus(
+        {f"d{i}": f"{question(i)} answered." for i in range(30)}
+        | {f"x{i}": f"{question(i)[:20]} else" for i in range(30)}
+    )
+    built = make(corpus=corpus, documents=corpus).build(options())
+    assert built.statistics["hard_negative_pairs"] > 0
+    assert load_dataset(built.path).manifest["mining"]["margin"] > 0
+    assert "margin of the hard negatives" in DatasetPaths(built.path).card.read_text()
+
+
+def test_the_card_tells_counts_ratings_and_examples(make):
+    card = DatasetPaths(make().build(options()).path).card.read_text()
+    assert "60 pairs of 30 queries, made of 30 of 30 feedback entries" in card
+    assert "5  ########################################" in card
+    assert card.count("rated 5, weight") == 10
+    assert question(0) in card or question(1) in card
+
+
+def test_the_most_informative_examples_are_the_surest_contrasts():
+    pairs = [pair(question(i), "Good.", weight=0.1 * i) for i in range(1, 6)]
+    pairs += [pair(question(i), "Bad.", kind="negative", weight=0.5) for i in range(1, 5)]
+    found = most_informative(pairs, 2)
+    assert [e.positive.query for e in found] == [question(4), question(3)]
+    assert [e.negative.document for e in found] == ["Bad.", "Bad."]
+
+
+def test_test_queries_stay_test_queries_when_feedback_is_added(make):
+    first = make().build(options())
+    held_out = {p.query for p in load_dataset(first.path).pairs if p.split == "test"}
+    later = {
+        **values(),
+        **{f"n{k}": {**v, "feedback_id": f"n{k}", "query": v["query"] + " now"} for k, v in values().items()},
+    }
+    second = load_dataset(make(later).build(options()).path)
+    assert held_out <= {p.query for p in second.pairs if p.split == "test"}
+
+
+def test_the_specifications_calls_work(make, workspace):
+    generator = make()
+    feedback = generator.get_feedback_data(days_back=90, min_samples=20)
+    assert len(feedback) == 30
+    assert len(generator.generate_training_data_from_feedback(feedback)) == 60
+    assert len(generator.generate_training_data_from_feedback(feedback.records[:3])) == 6
+    pairs = generator.generate_training_data(
+        min_positive_samples=5, min_negative_samples=5, include_hard_negatives=True
+    )
+    for name, form in (("training_data.csv", "csv"), ("training_data.json", "json")):
+        path = generator.export_training_data(pairs, name, format_type=form)
+        assert load_dataset(path).pairs == tuple(pairs)
+        assert path == workspace.root / name
+
+
+def test_the_specifications_calls_refuse_too_little(make):
+    with pytest.raises(NotEnoughData, match="have 30, need 31"):
+        make().get_feedback_data(min_samples=31)
+    with pytest.raises(NotEnoughData):
+        make().generate_training_data(min_positive_samples=1000)
+
+
+def test_old_feedback_is_left_out(make):
+    assert len(make(values(age_days=91)).get_feedback_data(days_back=90)) == 0
+    assert len(make(values(age_days=91)).get_feedback_data(days_back=92)) == 30
+
+
+def test_an_export_stays_inside_the_workspace(make):
+    with pytest.raises(PathOutsideWorkspace):
+        make().export_training_data([pair()], "../x.csv")
+    with pytest.raises(InvalidInput):
+        make().export_training_data([pair()], "x.csv", format_type="parquet")
+
+
+def test_a_rating_is_followed_to_its_data_sets_and_pairs(make, workspace):
+    first, second = make().build(options()), make().build(options())
+    found = descendants(workspace.training_data, "key4")
+    assert [d.dataset_id for d in found] == sorted([first.dataset_id, second.dataset_id])
+    assert {p.query for p in found[0].pairs} == {question(4)}
+    assert descendants(workspace.training_data, "id4") == found
+    assert descendants(workspace.training_data, "nobody") == []
+
+
+def test_deleting_a_rating_marks_its_data_sets_stale(make, workspace):
+    built = make().build(options())
+    present = set(values()) - {"key4"}
+    assert mark_stale(workspace.training_data, present) == {built.dataset_id: ["id4"]}
+    assert [d.is_stale for d in descendants(workspace.training_data, "id4")] == [True]
+    assert [d.is_stale for d in descendants(workspace.training_data, "id5")] == [False]
+    assert load_dataset(built.path).manifest["stale"] == ["id4"]
+    assert mark_stale(workspace.training_data, set(values())) == {}
