@@ -5,7 +5,7 @@ from starlette.testclient import TestClient
 from tests.surfaces.fakes import FakeCore
 
 from ragtune_mcp.core.errors import InvalidInput
-from ragtune_mcp.http import build_app
+from ragtune_mcp.http import build_app, serve_http
 from ragtune_mcp.server import create_server
 
 LOCAL = "http://127.0.0.1:8084"
@@ -220,3 +220,24 @@ def test_unforeseen_errors_are_logged(core, caplog):
     with caplog.at_level(logging.ERROR), http(core) as client:
         client.get("/training/status/crash")
     assert "secret path" in caplog.text
+
+
+def test_the_server_listens_on_loopback_with_a_parser_that_strips_header_values(tmp_path, monkeypatch):
+    import uvicorn
+
+    seen = {}
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: seen.update(options))
+    serve_http(tmp_path, "127.0.0.1", 8084)
+    assert seen["host"] == "127.0.0.1"
+    assert seen["port"] == 8084
+    assert seen["http"] == "h11"
+    assert seen["log_config"] is None
+
+
+def test_a_public_address_without_a_token_is_refused_before_listening(tmp_path, monkeypatch):
+    import uvicorn
+
+    monkeypatch.delenv("RAGTUNE_HTTP_TOKEN", raising=False)
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: pytest.fail("it listened"))
+    with pytest.raises(InvalidInput, match="RAGTUNE_HTTP_TOKEN"):
+        serve_http(tmp_path, "0.0.0.0", 8084)
