@@ -201,12 +201,9 @@ class FastBackbone:
 
     def save(self, weights: Mapping[str, Tensor], folder: Path) -> None:
         """Write a sentence-transformers folder with the given weights over the base ones."""
-        from sentence_transformers import SentenceTransformer
-
-        model = SentenceTransformer(str(self._folder), device="cpu", local_files_only=True)
+        model = _open_in_library(self._folder)
         model.max_seq_length = self.max_tokens
-        transformer: Any = model[0]
-        report = transformer.model.load_state_dict({**self.base_weights, **weights}, strict=False)
+        report = model[0].model.load_state_dict({**self.base_weights, **weights}, strict=False)
         if report.unexpected_keys:
             raise ValueError(f"weights the model does not know: {report.unexpected_keys}")
         model.save_pretrained(str(folder), safe_serialization=True)
@@ -264,9 +261,7 @@ class LibraryBackbone:
     frozen = 0
 
     def __init__(self, folder: Path, max_seq_length: int, *, low_precision: bool) -> None:
-        from sentence_transformers import SentenceTransformer
-
-        self.model: Any = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        self.model: Any = _open_in_library(folder)
         self.model.max_seq_length = min(max_seq_length, self.model.max_seq_length or max_seq_length)
         self.low_precision = low_precision and bf16_supported()
         self.base_weights: Mapping[str, Tensor] = self.weights()
@@ -328,3 +323,11 @@ class LibraryBackbone:
             self.model.save_pretrained(str(folder), safe_serialization=True)
         finally:
             self.load(self.base_weights)
+
+
+def _open_in_library(folder: Path) -> Any:
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    return SentenceTransformer(str(folder), device="cpu", local_files_only=True)

@@ -1,0 +1,237 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tests.finetune.tiny import make_corpus, make_dataset
+
+from ragtune_mcp.core.dataset.pairs import Dataset
+from ragtune_mcp.core.errors import JobCancelled, NotEnoughData
+from ragtune_mcp.core.finetune import backbone as backbone_module
+from ragtune_mcp.core.finetune.base import BaseModel
+from ragtune_mcp.core.finetune.config import FineTuningConfig
+from ragtune_mcp.core.finetune.tuning import fine_tune, split_parts
+
+CORPUS = make_corpus()
+DATASET = make_dataset(CORPUS, queries=150, test=30)
+QUICK = FineTuningConfig(learning_rate=3e-3, num_epochs=4, batch_size=16, use_amp=False)
+
+
+def run(model, output, config=QUICK, dataset=DATASET, cancelled=lambda: None, checkpoints=None):
+    events = []
+    result = fine_tune(
+        dataset,
+        CORPUS,
+        BaseModel("tiny", model),
+        config,
+        output,
+        report=lambda share, message, fields: events.append((share, message, fields)),
+        cancelled=cancelled,
+        checkpoints=checkpoints,
+    )
+    return result, events
+
+
+def weights_of(result):
+    return load_file(result.model_path / "model.safetensors")
+
+
+def same_weights(left, right):
+    return all(np.array_equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model, tmp_path_factory):
+    return run(tiny_model, tmp_path_factory.mktemp("reference") / "model")
+
+
+def test_a_run_learns_and_says_what_it_chose(reference):
+    result, _ = reference
+    assert result.evaluation["queries"] == 30
+    assert result.evaluation["documents"] == len(CORPUS)
+    assert result.metrics["gain_ndcg@10"] == pytest.approx(result.evaluation["gain"]["ndcg@10"]["mean"])
+    assert result.metrics["final_eval_score"] > result.metrics["base_eval_score"]
+    assert result.metrics["final_train_loss"] < result.history[0].train_loss
+    assert result.chosen["interpolation"]["alpha"] > 0
+    assert any("mined" in reason for reason in result.chosen["reasons"])
+    assert any("validation nDCG@10" in reason for reason in result.chosen["reasons"])
+
+
+def test_the_result_is_json_without_nan(reference):
+    result, _ = reference
+    shown = [result.metrics, result.evaluation, result.gate.to_dict(), result.chosen]
+    json.dumps([*shown, [entry.to_dict() for entry in result.history]], allow_nan=False)
+
+
+def test_the_saved_folder_loads_in_the_library_and_ranks_as_evaluated(reference):
+    from sentence_transformers import SentenceTransformer
+
+    result, _ = reference
+    model = SentenceTransformer(str(result.model_path), device="cpu")
+    test = [pair for pair in DATASET.pairs if pair.split == "test" and pair.kind == "positive"]
+    documents = model.encode(list(CORPUS.values()), normalize_embeddings=True, show_progress_bar=False)
+    ids = list(CORPUS)
+    ranks = []
+    for pair in test:
+        query = model.encode([pair.query], normalize_embeddings=True, show_progress_bar=False)[0]
+        ranks.append(
+            1 + [ids[i] for i in np.argsort(-(documents @ query), kind="stable")].index(pair.document_id)
+        )
+    expected = np.mean([1 / np.log2(rank + 1) if rank <= 10 else 0.0 for rank in ranks])
+    assert result.metrics["tuned_ndcg@10"] == pytest.approx(expected, abs=1e-6)
+    assert not list(result.model_path.parent.glob(".*.partial"))
+
+
+def test_progress_rises_to_one_and_shows_loss_and_time_left(reference):
+    _, events = reference
+    shares = [share for share, _, _ in events]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+    steps = [fields for _, _, fields in events if "loss" in fields]
+    assert [fields["step"] for fields in steps] == list(range(1, steps[-1]["steps"] + 1))
+    assert all(fields["eta_s"] is not None for fields in steps)
+
+
+def test_the_same_seed_gives_the_same_model_and_numbers(reference, tiny_model, tmp_path):
+    result, _ = reference
+    again, _ = run(tiny_model, tmp_path / "model")
+    assert same_weights(weights_of(again), weights_of(result))
+    assert again.metrics == result.metrics
+    assert again.gate == result.gate
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 8},
+        {"num_epochs": 3},
+        {"learning_rate": 1e-3},
+        {"warmup_steps": 9},
+        {"max_seq_length": 16},
+        {"loss_function": "MultipleNegativesRankingLoss"},
+        {"loss_function": "CosineSimilarityLoss"},
+        {"loss_function": "TripletLoss"},
+        {"loss_function": "CoSENTLoss"},
+        {"validation_split": 0.5},
+        {"random_seed": 1},
+    ],
+    ids=lambda change: "-".join(map(str, next(iter(change.items())))),
+)
+def test_each_field_changes_the_trained_weights(reference, tiny_model, tmp_path, change):
+    result, _ = reference
+    changed, _ = run(tiny_model, tmp_path / "model", replace(QUICK, **change))
+    assert not same_weights(weights_of(changed), weights_of(result))
+    assert changed.metrics["final_train_loss"] > 0
+
+
+def test_evaluation_steps_add_validations(reference, tiny_model, tmp_path):
+    result, _ = reference
+    more, _ = run(tiny_model, tmp_path / "model", replace(QUICK, evaluation_steps=2))
+    assert len(more.history) > len(result.history)
+    assert 2 in [entry.step for entry in more.history]
+
+
+def test_patience_ends_training(tiny_model, tmp_path):
+    config = replace(QUICK, num_epochs=12, learning_rate=1e-8, early_stopping_patience=1)
+    stopped, _ = run(tiny_model, tmp_path / "model", config)
+    assert stopped.chosen["stopped_early"]
+    patient, _ = run(tiny_model, tmp_path / "other", replace(config, early_stopping_patience=50))
+    assert not patient.chosen["stopped_early"]
+    assert patient.chosen["steps"] > stopped.chosen["steps"]
+
+
+def test_save_steps_writes_checkpoints_that_a_cancelled_run_resumes_from(reference, tiny_model, tmp_path):
+    steps = []
+
+    def cancelled():
+        if len(steps) == 7:
+            raise JobCancelled("stop")
+
+    def report(share, message, fields):
+        steps.extend([fields["step"]] if "step" in fields else [])
+
+    folder = tmp_path / "checkpoints"
+    config = replace(QUICK, save_steps=2)
+    with pytest.raises(JobCancelled):
+        fine_tune(
+            DATASET,
+            CORPUS,
+            BaseModel("tiny", tiny_model),
+            config,
+            tmp_path / "model",
+            report=report,
+            cancelled=cancelled,
+            checkpoints=folder,
+        )
+    assert not (tmp_path / "model").exists()
+    [saved] = folder.iterdir()
+    assert saved.stem == "step-00000006"
+    result, events = run(tiny_model, tmp_path / "model", config, checkpoints=folder)
+    assert min(fields["step"] for _, _, fields in events if "loss" in fields) == 7
+    assert same_weights(weights_of(result), weights_of(reference[0]))
+
+
+@pytest.mark.skipif(not backbone_module.bf16_supported(), reason="this processor has no bfloat16 products")
+def test_use_amp_computes_in_bfloat16_and_keeps_float32_weights(reference, tiny_model, tmp_path):
+    result, _ = run(tiny_model, tmp_path / "model", replace(QUICK, use_amp=True))
+    assert not same_weights(weights_of(result), weights_of(reference[0]))
+    assert {array.dtype for array in weights_of(result).values()} == {np.dtype("float32")}
+
+
+def test_without_bfloat16_hardware_use_amp_changes_nothing(reference, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(backbone_module, "bf16_supported", lambda: False)
+    result, _ = run(tiny_model, tmp_path / "model", replace(QUICK, use_amp=True))
+    assert same_weights(weights_of(result), weights_of(reference[0]))
+
+
+def test_when_no_candidate_beats_the_base_model_the_run_ends_with_a_block(tiny_model, tmp_path):
+    harmful = replace(QUICK, learning_rate=0.5)
+    result, _ = run(tiny_model, tmp_path / "model", harmful)
+    assert result.gate.verdict == "block"
+    assert result.chosen["interpolation"]["alpha"] == 0
+    assert "The base model is better for now" in result.gate.reasons[-1]
+
+
+def test_without_a_test_part_the_verdict_is_a_block_for_lack_of_feedback(tiny_model, tmp_path):
+    pairs = tuple(pair for pair in DATASET.pairs if pair.split != "test")
+    result, _ = run(tiny_model, tmp_path / "model", replace(QUICK, num_epochs=1), Dataset("d", pairs, {}))
+    assert result.gate.verdict == "block"
+    assert result.gate.details["codes"][0] == "not_enough_feedback"
+
+
+def test_too_few_positive_pairs_are_refused_before_anything_is_written(tiny_model, tmp_path):
+    pairs = tuple(pair for pair in DATASET.pairs if pair.kind == "negative")
+    with pytest.raises(NotEnoughData, match="0 positive pairs"):
+        run(tiny_model, tmp_path / "model", QUICK, Dataset("d", pairs, {}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_test_part_is_never_trained_on(tiny_model, tmp_path, reference):
+    other = tuple(
+        replace(pair, document=CORPUS["d0"], document_id="d0") if pair.split == "test" else pair
+        for pair in DATASET.pairs
+    )
+    result, _ = run(tiny_model, tmp_path / "model", QUICK, Dataset("d", other, {}))
+    assert same_weights(weights_of(result), weights_of(reference[0]))
+    assert result.metrics["tuned_ndcg@10"] != reference[0].metrics["tuned_ndcg@10"]
+
+
+def test_the_data_sets_own_validation_part_is_kept_unless_a_share_is_asked_for():
+    parts = split_parts(DATASET.pairs, FineTuningConfig())
+    assert {pair.split for pair in parts.validation} == {"validation"}
+    asked = split_parts(DATASET.pairs, FineTuningConfig(validation_split=0.5))
+    assert len(asked.validation) > len(parts.validation)
+    assert asked.test == parts.test
+
+
+def test_other_architectures_are_trained_by_the_librarys_trainer(tiny_distil, tmp_path):
+    config = replace(QUICK, num_epochs=2)
+    result, events = run(tiny_distil, tmp_path / "model", config)
+    assert result.metrics["final_train_loss"] > 0
+    assert [entry.epoch for entry in result.history] == [1.0, 2.0]
+    assert sum("loss" in fields for _, _, fields in events) == result.chosen["steps"]
+    again, _ = run(tiny_distil, tmp_path / "again", config)
+    assert same_weights(weights_of(again), weights_of(result))
+    named, _ = run(tiny_distil, tmp_path / "named", replace(config, loss_function="CosineSimilarityLoss"))
+    assert not same_weights(weights_of(named), weights_of(result))
