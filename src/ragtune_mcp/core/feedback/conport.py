@@ -145,9 +145,15 @@ class ConPortClient:
         return self._items("patterns", "get_system_patterns")
 
     def count_custom_data(self, category: str) -> int | None:
-        """Number of rows of a category, or None where counting would mean to start or ask ConPort."""
+        """Number of rows of a category, or None where it cannot be counted without asking ConPort."""
         file = self._file(self.workspace_id)
-        return file.count(category) if self._reads_file and file.is_known() else None
+        if not self._reads_file or not file.is_known():
+            return None
+        try:
+            return file.count(category)
+        except ConPortUnavailable as error:
+            log.info("Not counted: %s", error)
+            return None
 
     def log_custom_data(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Write one custom data entry, replacing one of the same category and key.
