@@ -196,6 +196,10 @@ class DocumentStore:
         )
         return frozenset(row["origin"] for row in rows)
 
+    def is_empty(self) -> bool:
+        """True when nothing is indexed; unlike counting, as fast at any size."""
+        return self._db.connection.execute("SELECT 1 FROM documents LIMIT 1").fetchone() is None
+
     def count(self) -> int:
         """How many documents are indexed."""
         return int(self._db.connection.execute("SELECT count(*) FROM documents").fetchone()[0])

@@ -70,7 +70,7 @@ class Searcher:
         """`search` for many queries at once, in their order."""
         if not queries:
             return []
-        if self._documents.count() == 0:
+        if self._documents.is_empty():
             raise NotReady("No documents are indexed yet.", hint="Call index_documents first.")
         encoder = self._encoders.get(version)
         vectors = self._encode(version, queries)
