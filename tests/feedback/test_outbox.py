@@ -95,7 +95,8 @@ def test_delivery_stops_at_the_first_failure_and_goes_on_from_there(outbox, file
     outbox.put_custom_data("C", "b", 1)
     log_decision, file_client.log_decision = file_client.log_decision, gone
     stopped = outbox.flush(file_client)
-    assert (stopped.delivered, stopped.pending, stopped.error) == (1, 2, "[conport_unavailable] gone")
+    assert (stopped.delivered, stopped.pending) == (1, 2)
+    assert "gone" in (stopped.error or "")
     assert [row["key"] for row in file_client.get_custom_data("C")] == ["a"]
     file_client.log_decision = log_decision
     assert outbox.flush(file_client) == FlushResult(2, 0, None)
