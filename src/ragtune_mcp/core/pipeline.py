@@ -122,7 +122,15 @@ def export_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
     if spec["format"] == "onnx":
         return export_onnx(model.path, target)
     texts = list(app.documents.all_texts().values())[:200]
-    return export_ollama(model.path, spec["name"], target, quantization=spec["quantization"], texts=texts)
+    return export_ollama(
+        model.path,
+        spec["name"],
+        target,
+        quantization=spec["quantization"],
+        texts=texts,
+        host=app.settings.ollama_host,
+        base_folder=app.registry.get(model.base_model).path,
+    )
 
 
 def _base(app: RagTune, name: str) -> ModelVersion:
