@@ -6,7 +6,10 @@ from tests.dataset.samples import pair, question
 
 from ragtune_mcp.core.dataset.synthetic import SHARE, WEIGHT, synthetic_pairs
 
-BODY = "First stop the server, then delete the folder, then start it again and wait until the lights are green and steady."
+BODY = (
+    "First stop the server, then delete the folder, then start it again and "
+    "wait until the lights are green and steady."
+)
 
 
 def documents(count):

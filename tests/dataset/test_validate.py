@@ -17,7 +17,8 @@ def fine():
         pairs.append(pair(question(i), f"Good {i}.", rating=5.0, **common))
         pairs.append(pair(question(i), f"Bad {i}.", kind="negative", rating=1.0, **common))
     statistics = {
-        "total_pairs": 24, "positive_pairs": 12, "negative_pairs": 12, "hard_negative_pairs": 0, "synthetic_pairs": 0,
+        "total_pairs": 24, "positive_pairs": 12, "negative_pairs": 12,
+        "hard_negative_pairs": 0, "synthetic_pairs": 0,
         "feedback_read": 15, "feedback_used": 12, "skipped": {"too_old": 3},
     }  # fmt: skip
     return Dataset("t", tuple(pairs), {"statistics": statistics, "files": {}})

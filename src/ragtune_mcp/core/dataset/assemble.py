@@ -127,11 +127,8 @@ def assemble(
     """
     cleaned = clean(batch)
     progress(0.2, f"{len(cleaned.batch.records)} of {batch.read} entries are clean")
-    judged = judge(
-        cleaned.batch.records,
-        sources.documents,
-        JudgementOptions(attribute_answers=options.attribute_answers),
-    )
+    how = JudgementOptions(attribute_answers=options.attribute_answers)
+    judged = judge(cleaned.batch.records, sources.documents, how)
     progress(0.4, f"{len(judged.judgements)} judgements")
     rated = rated_pairs(judged.judgements, options.pair_rules)
     groups = group_queries(pair.query for pair in rated.pairs)
@@ -142,9 +139,7 @@ def assemble(
         _require("positive pairs", sum(p.kind == "positive" for p in pairs), options.min_positive_samples)
     progress(0.5, f"{len(pairs)} rated pairs in {len(set(groups.values()))} query groups")
     taboo = taboo_documents(pairs, _undecided(rated, groups))
-    mined: Mined | None = None
-    if options.include_hard_negatives:
-        pairs, mined = _with_hard_negatives(pairs, sources.corpus, taboo, progress)
+    pairs, mined = _with_hard_negatives(pairs, options, sources.corpus, taboo, progress)
     if enforce_minimum:
         pairs = _topped_up(pairs, options, taboo)
     if options.include_synthetic and sources.documents is not None:
@@ -167,8 +162,14 @@ def assemble(
 
 
 def _with_hard_negatives(
-    pairs: Sequence[TrainingPair], corpus: Corpus | None, taboo: Mapping[str, set[str]], progress: Progress
+    pairs: Sequence[TrainingPair],
+    options: DatasetOptions,
+    corpus: Corpus | None,
+    taboo: Mapping[str, set[str]],
+    progress: Progress,
 ) -> tuple[list[TrainingPair], Mined | None]:
+    if not options.include_hard_negatives:
+        return list(pairs), None
     rules = MiningRules()
     merged = _merged(pairs, similar_query_negatives(pairs, rules.per_query, taboo=taboo))
     if corpus is None:

@@ -94,20 +94,15 @@ def export_pairs(
         if card is not None:
             written.append(paths.card)
             _write(folder / paths.card.name, lambda handle: handle.write(card))
+        files = _kept_files(paths) | {f.name: _file_entry(folder / f.name) for f in written}
+        files[path.name] |= {"format": form, "pairs": len(pairs) - missing, "not_expressible": missing}
         manifest = {
             "schema": SCHEMA,
             "dataset_id": dataset_id or path.stem,
             "created_at": to_iso(now or utc_now()),
-            "pairs": len(pairs),
-            "kinds": dict(sorted(Counter(pair.kind for pair in pairs).items())),
-            "splits": dict(sorted(Counter(pair.split for pair in pairs).items())),
+            **_counts(pairs),
             **(details or {}),
-            "files": _kept_files(paths) | {f.name: _file_entry(folder / f.name) for f in written},
-        }
-        manifest["files"][path.name] |= {
-            "format": form,
-            "pairs": len(pairs) - missing,
-            "not_expressible": missing,
+            "files": files,
         }
         _write(folder / paths.manifest.name, lambda handle: _json(handle, manifest))
         for target in (*written[1:], path, paths.manifest):
@@ -197,6 +192,14 @@ def _check_texts(pairs: Iterable[TrainingPair]) -> None:
                     f"Pair {number} holds the lone surrogate {code}, which is no character.",
                     hint="Decode the text it came from as UTF-16 or replace the surrogate.",
                 )
+
+
+def _counts(pairs: Sequence[TrainingPair]) -> dict[str, Any]:
+    return {
+        "pairs": len(pairs),
+        "kinds": dict(sorted(Counter(pair.kind for pair in pairs).items())),
+        "splits": dict(sorted(Counter(pair.split for pair in pairs).items())),
+    }
 
 
 def _write(path: Path, body: Callable[[IO[str]], Any]) -> Any:

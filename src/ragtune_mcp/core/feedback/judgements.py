@@ -137,23 +137,9 @@ def judge(
     options = options or JudgementOptions()
     records = sorted(records, key=lambda r: (r.timestamp, r.feedback_id, r.key))
     now = now or max((r.timestamp for r in records), default=None)
-    attributor = (
-        Attributor(documents.all_texts()) if documents is not None and options.attribute_answers else None
-    )
     pool = _Pool(records, documents)
-    attributed: set[str] = set()
-    opinions: list[Opinion] = []
-    for i, record in enumerate(records):
-        found = list(document_opinions(i, record))
-        if not found and not record.documents and attributor is not None:
-            found = list(attributed_opinions(i, record, attributor))
-            if found:
-                attributed.add(record.feedback_id)
-        if not found:
-            pool.fail(
-                i, "no_documents" if not record.documents else "no_rating", _why_none(record, attributor)
-            )
-        opinions += found
+    catalogue = documents if options.attribute_answers else None
+    opinions = pool.opinions(None if catalogue is None else Attributor(catalogue.all_texts()))
     pool.load_texts(opinions)
     placed = [p for opinion in opinions if (p := pool.place(opinion)) is not None]
     placed = pool.supersede(placed)
@@ -166,7 +152,7 @@ def judge(
         used,
         tuple(contradictions),
         pool.masked,
-        frozenset(attributed & used),
+        frozenset(records[o.entry].feedback_id for o in opinions if o.source == "attributed") & used,
         pool.superseded,
     )
 
@@ -203,6 +189,19 @@ class _Pool:
         self._canonical: dict[str, str] = {}
         self._query_keys = [query_key(record.query) for record in records]
         self._hashes: dict[str, str] = {}
+
+    def opinions(self, attributor: Attributor | None) -> list[Opinion]:
+        """What the entries say about documents, listed or attributed; entries that say nothing are noted."""
+        opinions: list[Opinion] = []
+        for i, record in enumerate(self.records):
+            found = list(document_opinions(i, record))
+            if not record.documents and attributor is not None:
+                found = list(attributed_opinions(i, record, attributor))
+            if not found:
+                reason = "no_rating" if record.documents else "no_documents"
+                self.fail(i, reason, _why_none(record, attributor))
+            opinions += found
+        return opinions
 
     def fail(self, entry: int, reason: str, detail: str) -> None:
         self._failures[entry][reason] += 1
