@@ -119,6 +119,7 @@ def stream(
     hours: float,
     drift: float = 0.0,
     change_split: tuple[int, float] | None = None,
+    prefix: str = "",
 ):
     """One test through the service path, read after every rating, until it decides or n ratings are in.
 
@@ -130,6 +131,7 @@ def stream(
         hours: planned duration; ratings come evenly spread over it.
         drift: in each half of the stream a share of ratings is moved down, then up, by one.
         change_split: (after how many ratings, new split).
+        prefix: of the queries, so that streams on one database share no unit.
 
     Returns:
         (last reading, number of ratings used).
@@ -138,7 +140,7 @@ def stream(
     for i in range(n):
         if change_split and i == change_split[0]:
             world.trials.set_split(world.trials.latest().test_id, change_split[1])
-        served = world.service.search(f"query {i}", k=1)
+        served = world.service.search(f"{prefix}query {i}", k=1)
         in_test = world.arm_of(served.query_id) == "test"
         value = int(rng.choice(RATINGS, p=pmfs[in_test]))
         shift = drift * math.sin(2 * math.pi * i / n)

@@ -11,6 +11,7 @@ over a fixed grid of bets instead of tuned ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -26,6 +27,11 @@ HARM_E_VALUE = 20.0
 HARM_MIN_PER_ARM = 10
 _SHRINK = 5.0
 _MIN_FOR_SLOPE = 10
+
+
+def e_value(log_value: float) -> float:
+    """exp, held at 1e300 so that overwhelming evidence stays a number."""
+    return math.exp(min(log_value, 690.0))
 
 
 def log_mean_exp(log_values: Array) -> Array:

@@ -111,6 +111,8 @@ class MetricEvidence:
 
     def append(self, firsts: Sequence[tuple[First, UnitChange]]) -> None:
         """Add frozen values in order of arrival."""
+        if not firsts:
+            return
         rows = [(f.value, float(c.in_test), c.propensity, c.covariate) for f, c in firsts]
         columns = _Firsts(*np.array(rows, dtype=np.float64).reshape(-1, 4).T)
         start = 0
@@ -123,9 +125,7 @@ class MetricEvidence:
     def _append_part(self, part: _Firsts, *, is_point: bool) -> None:
         self.process.extend(*part)
         for arm in (0, 1):
-            chosen = part.values[part.in_test == arm]
-            moments = Moments(len(chosen), float(chosen.sum()), float((chosen * chosen).sum()))
-            self.frozen[arm] = self.frozen[arm].plus(moments)
+            self.frozen[arm] = self.frozen[arm].plus(Moments.of(part.values[part.in_test == arm].tolist()))
         if self.sequence:
             self.sequence.extend(*part)
             if is_point:

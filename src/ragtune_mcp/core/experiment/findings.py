@@ -9,7 +9,7 @@ from datetime import datetime
 
 from ragtune_mcp.core.experiment.counts import ArmTraffic
 from ragtune_mcp.core.experiment.decision import MIN_RATED_PER_ARM, Guard
-from ragtune_mcp.core.experiment.eprocess import HARM_E_VALUE
+from ragtune_mcp.core.experiment.eprocess import HARM_E_VALUE, e_value
 from ragtune_mcp.core.experiment.evidence import Evidence, MetricEvidence
 from ragtune_mcp.core.experiment.metrics import CREDIT, METRICS, Metric
 from ragtune_mcp.core.experiment.statistics import (
@@ -88,7 +88,7 @@ def findings_of(trial: Trial, evidence: Evidence) -> Findings:
             name: _arm_metrics(evidence, name, index) for index, name in enumerate(("baseline", "test"))
         },
         health=_health(evidence),
-        srm_e_value=math.exp(max((ratio.sup for ratio in evidence.ratios.values()), default=0.0)),
+        srm_e_value=e_value(max((ratio.sup for ratio in evidence.ratios.values()), default=0.0)),
         srm_p=_srm_p(evidence),
         mixed_share=evidence.mixed_units / max(1, sum(a.units for a in evidence.arms.values())),
         warnings=tuple(_warnings(trial, evidence, comparison)),

@@ -6,7 +6,6 @@ the win was evidence against harm (docs/ab-testing.md has the simulated differen
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,6 +16,7 @@ from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import Conflict
 from ragtune_mcp.core.experiment.decision import Recommendation
 from ragtune_mcp.core.experiment.decision_log import append_entry, failure_reason, final_decision
+from ragtune_mcp.core.experiment.eprocess import e_value
 from ragtune_mcp.core.experiment.evidence import Evidence
 from ragtune_mcp.core.experiment.live import LiveEvidence
 from ragtune_mcp.core.experiment.trials import Trial, TrialStore, begin_phase, end_trial
@@ -115,7 +115,7 @@ def harm_reasons(trial: Trial, evidence: Evidence) -> tuple[str, ...]:
     """Which metrics of the test show harm in the ramp, in words."""
     processes = {name: evidence.metrics[name].process for name in trial.metrics}
     return tuple(
-        f"harm on {name}: e-value {math.exp(process.sup_harm):.3g} >= 20 during the ramp"
+        f"harm on {name}: e-value {e_value(process.sup_harm):.3g} >= 20 during the ramp"
         for name, process in processes.items()
         if process.is_harmed
     )
