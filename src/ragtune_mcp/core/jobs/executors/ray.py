@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ragtune_mcp.core.errors import ServiceUnavailable
@@ -26,12 +27,13 @@ class RayExecutor:
     environment; training may spread from there.
     """
 
-    def __init__(self, address: str = "") -> None:
+    def __init__(self, address: str = "", entry: Sequence[str] = WORKER) -> None:
         self.address = address or _DEFAULT_ADDRESS
+        self.entry = tuple(entry)
 
     def submit(self, job: Job, workspace: Workspace) -> str:
         """Submit `python -m ragtune_mcp.worker WORKSPACE JOB_ID`, its output appended to the job's log."""
-        worker = shlex.join([sys.executable, *WORKER, str(workspace.root), job.job_id])
+        worker = shlex.join([sys.executable, *self.entry, str(workspace.root), job.job_id])
         log = shlex.quote(str(workspace.job(job.job_id).log))
         try:
             # The attempt is part of the id: Ray refuses an id it has seen.
