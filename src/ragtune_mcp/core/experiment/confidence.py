@@ -8,19 +8,12 @@ Source: Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variable
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
-from ragtune_mcp.core.experiment.eprocess import (
-    ARM_BETS,
-    CREDIT_BETS,
-    Array,
-    Predictor,
-    arm_steps,
-    log_mean_exp,
-)
+from ragtune_mcp.core.experiment.eprocess import ARM_BETS, CREDIT_BETS, Array, Units, log_mean_exp
 
 _CHUNK = 32
 
@@ -76,48 +69,21 @@ class Candidates:
         return cls(bets, state["alpha"], values, wealth, *state["hull"])
 
 
-@dataclass(slots=True)
-class ArmSequence:
-    """Interval for mean(test) - mean(baseline) of a metric in [lo, hi], on a grid of `step`."""
+def arm_candidates(lo: float, hi: float, step: float) -> Candidates:
+    """Candidates for mean(test) - mean(baseline) of a metric in [lo, hi]: the full range, in steps."""
+    return Candidates.grid(lo - hi, hi - lo, step, ARM_BETS)
 
-    lo: float
-    hi: float
-    candidates: Candidates
-    predictor: Predictor = field(default_factory=Predictor)
 
-    @classmethod
-    def empty(cls, lo: float, hi: float, step: float) -> Self:
-        """Before the first unit: the full range."""
-        return cls(lo, hi, Candidates.grid(lo - hi, hi - lo, step, ARM_BETS))
+def add_units(candidates: Candidates, units: Units, width: float) -> None:
+    """Test every candidate difference against units, in arrival order.
 
-    def extend(
-        self, values: Array, in_test: Array, propensity: Array, covariate: Array | None = None
-    ) -> None:
-        """Add units in arrival order; arguments as in `ArmProcess.extend`."""
-        y = (values - self.lo) / (self.hi - self.lo)
-        m = self.predictor.extend(y, covariate)
-        for start in range(0, len(y), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            d0 = self.candidates.values / (self.hi - self.lo)
-            self.candidates.extend(
-                arm_steps(y[part, None], in_test[part, None], propensity[part, None], m[part, None], d0)
-            )
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """(low, high) at level .95."""
-        return self.candidates.low, self.candidates.high
-
-    def to_state(self) -> dict[str, Any]:
-        """Plain numbers, exact under JSON."""
-        return {"candidates": self.candidates.to_state(), "predictor": self.predictor.to_state()}
-
-    @classmethod
-    def from_state(cls, lo: float, hi: float, state: dict[str, Any]) -> Self:
-        """The inverse of `to_state`."""
-        return cls(
-            lo, hi, Candidates.from_state(state["candidates"], ARM_BETS), Predictor(*state["predictor"])
-        )
+    Args:
+        candidates: as `arm_candidates` made them.
+        units: scaled by `width`.
+        width: hi - lo of the metric.
+    """
+    for start in range(0, len(units.y), _CHUNK):
+        candidates.extend(units.part(start, start + _CHUNK).steps(candidates.values / width))
 
 
 def credit_candidates(step: float = 0.01) -> Candidates:

@@ -10,9 +10,15 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from ragtune_mcp.core.experiment.assignment import Variant
-from ragtune_mcp.core.experiment.confidence import ArmSequence, Candidates, add_credits, credit_candidates
+from ragtune_mcp.core.experiment.confidence import (
+    Candidates,
+    add_credits,
+    add_units,
+    arm_candidates,
+    credit_candidates,
+)
 from ragtune_mcp.core.experiment.counts import ArmTraffic, Ratio
-from ragtune_mcp.core.experiment.eprocess import CREDIT_BETS, ArmProcess, Array, Mixture
+from ragtune_mcp.core.experiment.eprocess import ARM_BETS, CREDIT_BETS, ArmProcess, Mixture, Predictor, Units
 from ragtune_mcp.core.experiment.interleaving import MIDPOINT_RATING, delta_dcg_credit
 from ragtune_mcp.core.experiment.ledger import AnswerEvent, ExposureEvent
 from ragtune_mcp.core.experiment.metrics import METRICS, QUALITY, Metric
@@ -65,18 +71,6 @@ def next_point(n: int) -> int:
     return math.ceil(point)
 
 
-class _Firsts(NamedTuple):
-    """Frozen values in order of arrival, as columns."""
-
-    values: Array
-    in_test: Array
-    propensity: Array
-    covariate: Array
-
-    def part(self, start: int, stop: int) -> _Firsts:
-        return _Firsts(*(column[start:stop] for column in self))
-
-
 @dataclass(slots=True)
 class MetricEvidence:
     """One metric: present unit values by phase (fixed horizon) and frozen ones in order (always valid).
@@ -84,13 +78,14 @@ class MetricEvidence:
     Attributes:
         sums: phase -> [baseline, test] moments of the units' present values.
         frozen: [baseline, test] moments of the frozen values.
-        sequence: confidence sequence, kept for the primary metric.
+        candidates: differences not rejected at any time, kept for the primary metric.
         points: trajectory of the primary metric.
     """
 
     metric: Metric
     process: ArmProcess
-    sequence: ArmSequence | None
+    predictor: Predictor
+    candidates: Candidates | None
     sums: dict[int, list[JointMoments]] = field(default_factory=dict)
     frozen: list[Moments] = field(default_factory=lambda: [EMPTY, EMPTY])
     points: list[Point] = field(default_factory=list)
@@ -98,8 +93,8 @@ class MetricEvidence:
     @classmethod
     def empty(cls, metric: Metric, *, is_primary: bool) -> Self:
         """Before the first rating."""
-        sequence = ArmSequence.empty(metric.lo, metric.hi, metric.grid_step) if is_primary else None
-        return cls(metric, ArmProcess(metric.lo, metric.hi), sequence)
+        candidates = arm_candidates(metric.lo, metric.hi, metric.grid_step) if is_primary else None
+        return cls(metric, ArmProcess(), Predictor(), candidates)
 
     def replace(self, change: UnitChange, old: float | None, new: float | None) -> None:
         """Exchange a unit's present value."""
@@ -113,25 +108,35 @@ class MetricEvidence:
         """Add frozen values in order of arrival."""
         if not firsts:
             return
-        rows = [(f.value, float(c.in_test), c.propensity, c.covariate) for f, c in firsts]
-        columns = _Firsts(*np.array(rows, dtype=np.float64).reshape(-1, 4).T)
+        values = [first.value for first, _ in firsts]
+        arms = [float(change.in_test) for _, change in firsts]
+        units = Units.of(
+            values,
+            arms,
+            [change.propensity for _, change in firsts],
+            [change.covariate for _, change in firsts],
+            (self.metric.lo, self.metric.hi),
+            self.predictor,
+        )
+        self.process.extend(units)
         start = 0
-        while start < len(rows):
+        while start < len(values):
             n = self.frozen[0].n + self.frozen[1].n
-            stop = min(len(rows), start + next_point(n) - n) if self.sequence else len(rows)
-            self._append_part(columns.part(start, stop), is_point=n + stop - start == next_point(n))
+            stop = min(len(values), start + next_point(n) - n) if self.candidates else len(values)
+            for arm in (0, 1):
+                chosen = [v for v, a in zip(values[start:stop], arms[start:stop], strict=True) if a == arm]
+                self.frozen[arm] = self.frozen[arm].plus(Moments.of(chosen))
+            if self.candidates:
+                add_units(self.candidates, units.part(start, stop), self.metric.hi - self.metric.lo)
+                self._add_point(is_due=n + stop - start == next_point(n))
             start = stop
 
-    def _append_part(self, part: _Firsts, *, is_point: bool) -> None:
-        self.process.extend(*part)
-        for arm in (0, 1):
-            self.frozen[arm] = self.frozen[arm].plus(Moments.of(part.values[part.in_test == arm].tolist()))
-        if self.sequence:
-            self.sequence.extend(*part)
-            if is_point:
-                n = self.frozen[0].n + self.frozen[1].n
-                low, high = self.sequence.interval
-                self.points.append(Point(n, self.frozen[0], self.frozen[1], low, high))
+    def _add_point(self, *, is_due: bool) -> None:
+        if is_due and self.candidates:
+            baseline, test = self.frozen
+            self.points.append(
+                Point(baseline.n + test.n, baseline, test, self.candidates.low, self.candidates.high)
+            )
 
     def totals(self) -> tuple[JointMoments, JointMoments]:
         """(baseline, test) moments over all phases."""
@@ -144,7 +149,8 @@ class MetricEvidence:
         """Plain numbers, exact under JSON."""
         return {
             "process": self.process.to_state(),
-            "sequence": self.sequence.to_state() if self.sequence else None,
+            "predictor": self.predictor.to_state(),
+            "candidates": self.candidates.to_state() if self.candidates else None,
             "sums": {str(phase): [list(arm) for arm in arms] for phase, arms in self.sums.items()},
             "frozen": [list(arm) for arm in self.frozen],
             "points": [point.to_state() for point in self.points],
@@ -153,11 +159,12 @@ class MetricEvidence:
     @classmethod
     def from_state(cls, metric: Metric, state: dict[str, Any]) -> Self:
         """The inverse of `to_state`."""
-        sequence = state["sequence"]
+        candidates, (n, *sums) = state["candidates"], state["predictor"]
         return cls(
             metric,
             ArmProcess.from_state(state["process"]),
-            ArmSequence.from_state(metric.lo, metric.hi, sequence) if sequence else None,
+            Predictor(int(n), *sums),
+            Candidates.from_state(candidates, ARM_BETS) if candidates else None,
             {int(phase): [JointMoments(*arm) for arm in arms] for phase, arms in state["sums"].items()},
             [Moments(*arm) for arm in state["frozen"]],
             [Point.from_state(point) for point in state["points"]],

@@ -108,10 +108,9 @@ def remaining_text(trial: Trial, found: Findings, now: datetime) -> str:
 
 
 def _interval_anytime(evidence: Evidence) -> tuple[float, float] | None:
-    if evidence.is_interleaved:
-        return evidence.credit.candidates.low, evidence.credit.candidates.high
-    sequence = evidence.metrics[evidence.primary].sequence
-    return sequence.interval if sequence else None
+    main = evidence.metrics[evidence.primary]
+    candidates = evidence.credit.candidates if evidence.is_interleaved else main.candidates
+    return (candidates.low, candidates.high) if candidates else None
 
 
 def _compare(evidence: MetricEvidence) -> Comparison:

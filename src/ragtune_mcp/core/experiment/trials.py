@@ -237,10 +237,10 @@ class TrialStore:
         Raises:
             UnknownId: none was ever started (code `unknown_test`).
         """
-        row = self._db.connection.execute("SELECT test_id FROM trials ORDER BY rowid DESC LIMIT 1").fetchone()
+        row = self._db.connection.execute(_SELECT + " ORDER BY t.rowid DESC LIMIT 1").fetchone()
         if row is None:
             raise UnknownId("No test was ever started.", hint="Call start_ab_test.", code="unknown_test")
-        return self.get(row["test_id"])
+        return self._ended_if_due(_trial(row))
 
     def set_split(self, test_id: str, split: float) -> Trial:
         """Change the share of the test version: a new phase; units already seen keep their variant.
