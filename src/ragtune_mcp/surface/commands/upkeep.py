@@ -40,7 +40,7 @@ def import_feedback(
 
 def explain(
     context: typer.Context,
-    identifier: Annotated[str, typer.Argument(help="Id of a rating, query, data set, job, version or test.")],
+    identifier: Annotated[str, typer.Argument(help="Id of a rating, data set, job, version or test.")],
     as_json: AsJson = False,
 ) -> None:
     """Show what an id is and what it is linked to, from a rating to the version it trained and back."""
