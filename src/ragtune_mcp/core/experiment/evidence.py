@@ -31,6 +31,8 @@ from ragtune_mcp.core.experiment.units import (
     first_value,
 )
 
+# A checkpoint of another format is not read: the log rebuilds it.
+STATE_FORMAT = 1
 POSITIVE_RATING = 4.0
 HARM_MIN_QUERIES = 20
 _EVERY_POINT_UP_TO = 40
@@ -323,6 +325,7 @@ class Evidence:
     def to_state(self) -> dict[str, Any]:
         """Plain numbers, exact under JSON."""
         return {
+            "format": STATE_FORMAT,
             "seqs": self.seqs,
             "mixed": self.mixed_units,
             "arms": {name: traffic.to_state() for name, traffic in self.arms.items()},

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from ragtune_mcp.core.clock import to_iso, utc_now
 from ragtune_mcp.core.database import Database
-from ragtune_mcp.core.experiment.evidence import Evidence
+from ragtune_mcp.core.experiment.evidence import STATE_FORMAT, Evidence
 from ragtune_mcp.core.experiment.ledger import (
     RAMP_STATES,
     TEST_STATES,
@@ -85,11 +85,10 @@ class LiveEvidence:
         row = conn.execute(
             "SELECT state FROM trial_checkpoints WHERE test_id = ?", (trial.test_id,)
         ).fetchone()
-        if row is None or self._of_ramp:
+        state = json.loads(row["state"]) if row is not None and not self._of_ramp else {}
+        if state.get("format") != STATE_FORMAT:
             return Evidence.empty(trial.metrics[0], is_interleaved=is_interleaved), 0
-        evidence = Evidence.from_state(
-            trial.metrics[0], json.loads(row["state"]), is_interleaved=is_interleaved
-        )
+        evidence = Evidence.from_state(trial.metrics[0], state, is_interleaved=is_interleaved)
         return evidence, sum(evidence.seqs)
 
     def _take_in(
