@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import NotReady
@@ -12,6 +14,7 @@ from ragtune_mcp.core.experiment.serving import SearchService
 from ragtune_mcp.core.experiment.trials import TrialStore
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.feedback.outbox import FlushResult, Outbox
+from ragtune_mcp.core.jobs.job import Job
 from ragtune_mcp.core.jobs.store import JobStore
 from ragtune_mcp.core.models.pool import EncoderPool
 from ragtune_mcp.core.models.registry import Registry
@@ -30,7 +33,7 @@ class Parts:
         self.settings: Settings = workspace.settings
         workspace.prepare()
         self.db = Database(workspace.database)
-        self.jobs = JobStore(self.db, workspace)
+        self.jobs = JobStore(self.db, workspace, ended=self._log_end)
         self.registry = Registry(self.db, workspace)
         self.outbox = Outbox(self.db)
         self.documents = DocumentStore(self.db)
@@ -80,6 +83,27 @@ class Parts:
     def flush_outbox(self) -> FlushResult:
         """Deliver what waits for ConPort; an absent ConPort leaves it waiting and is named in the result."""
         return self.outbox.flush(self.conport)
+
+    def log_training(self, job: Job, outcome: Mapping[str, Any]) -> None:
+        """Tell ConPort where a training job stands; its entry is replaced each time."""
+        self.outbox.put_custom_data(
+            "ModelTraining",
+            f"training_job_{job.job_id}",
+            {
+                "job_id": job.job_id,
+                "base_model": job.spec["config"]["base_model_name"],
+                "dataset_id": job.spec["dataset_id"],
+                "started_at": job.started_at,
+                **outcome,
+            },
+        )
+
+    def _log_end(self, job: Job) -> None:
+        if job.kind == "finetune":
+            error = {"error": dict(job.error)} if job.error else {}
+            self.log_training(
+                job, {"status": job.status, "finished_at": job.finished_at, **job.result, **error}
+            )
 
     def _publish(self, recorded: Recorded) -> None:
         self.outbox.put_custom_data("UserFeedback", recorded.feedback_id, recorded.value)

@@ -1,27 +1,30 @@
 """What each kind of background job does. Runs inside a worker process; the only place that drives torch.
 
-    finetune   data set -> tuned model -> gate -> registered version -> encoder -> its own index
-    index      sources -> documents -> the collections of champion and challenger (or of one version)
-    export     version -> GGUF or ONNX, with its parity report
+finetune   data set -> tuned model -> gate -> registered version -> encoder -> its own index
+index      sources -> documents -> the collections of champion and challenger (or of one version)
+export     version -> GGUF or ONNX, with its parity report
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ragtune_mcp.core.app import RagTune
-from ragtune_mcp.core.clock import to_iso, utc_now
 from ragtune_mcp.core.dataset.export import load_dataset
+from ragtune_mcp.core.dataset.pairs import Dataset
+from ragtune_mcp.core.errors import JobCancelled
 from ragtune_mcp.core.finetune.base import BaseModel, resolve_base_model
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.tuning import fine_tune
 from ragtune_mcp.core.jobs.worker import JobContext
 from ragtune_mcp.core.models.exporters.onnx import export_onnx
+from ragtune_mcp.core.models.files import write_json
 from ragtune_mcp.core.models.registry import ModelVersion
 from ragtune_mcp.core.retrieval.reindex import apply_plan, build_collection, plan_index
-from ragtune_mcp.core.workspace import new_id
 
 Handler = Callable[[RagTune, JobContext], dict[str, Any]]
 
@@ -32,52 +35,76 @@ _TRAINED = 0.75
 def finetune_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
     """Train, evaluate, gate, register and index one version."""
     spec = ctx.job.spec
-    config = FineTuningConfig(**spec["config"])
     dataset = load_dataset(Path(spec["training_data_path"]))
-    base = _base(app, config.base_model_name)
-    version = new_id(spec["model_name_suffix"])
-    _log_training(app, ctx, {"status": "running", "model_version": version})
+    base = _base(app, spec["config"]["base_model_name"])
+    version = _version(ctx)
+    app.log_training(ctx.job, {"status": "running", "model_version": version})
     output = app.workspace.models / version
-    tuned = fine_tune(
-        dataset,
-        app.documents.all_texts(),
-        BaseModel(base.version, base.path),
-        config,
-        output,
-        report=lambda share, message, fields: ctx.progress(share * _TRAINED, message, **fields),
-        cancelled=ctx.check_cancelled,
-        checkpoints=ctx.paths.checkpoints,
-    )
-    gate = tuned.gate.to_dict()
+    tuned = _trained(app, ctx, dataset, base, output)
+    gate = tuned["gate"]
     model = app.registry.register(
         version,
-        tuned.model_path,
+        output,
         kind="tuned",
         base_model=base.version,
         dataset_id=dataset.dataset_id,
         job_id=ctx.job.job_id,
-        metrics=tuned.metrics,
+        metrics=tuned["metrics"],
         gate=gate,
         feedback_ids=sorted({i for pair in dataset.pairs for i in pair.feedback_ids}),
         config=spec["config"],
     )
+    app.outbox.put_custom_data("ModelVersions", version, _lineage(model))
     ctx.progress(_TRAINED + 0.02, f"registered {version}; gate: {gate['verdict']}")
     if gate["verdict"] != "block":
         _ensure_index(app, ctx, model, _TRAINED + 0.02)
         app.registry.set_alias("challenger", version, actor="finetune", reason=f"gate {gate['verdict']}")
-    result = {
+    shutil.rmtree(ctx.paths.checkpoints, ignore_errors=True)
+    return {
         "model_version": version,
         "model_path": str(model.path),
-        "training_duration": round(tuned.duration_s, 2),
-        "metrics": tuned.metrics,
-        "gate": gate,
-        "evaluation": tuned.evaluation,
-        "chosen": tuned.chosen,
+        **tuned,
         "dataset_id": dataset.dataset_id,
     }
-    app.outbox.put_custom_data("ModelVersions", version, _lineage(model))
-    _log_training(app, ctx, {"status": "completed", "finished_at": to_iso(utc_now()), **result})
-    return result
+
+
+def _version(ctx: JobContext) -> str:
+    # Of the job, not of the attempt: what a killed attempt left behind is found again.
+    return f"{ctx.job.spec['model_name_suffix']}_{ctx.job.job_id.partition('_')[2]}"
+
+
+def _trained(
+    app: RagTune, ctx: JobContext, dataset: Dataset, base: ModelVersion, output: Path
+) -> dict[str, Any]:
+    """Train into `output`, or take what an earlier attempt of this job has trained."""
+    if ctx.paths.trained.exists() and output.exists():
+        found: dict[str, Any] = json.loads(ctx.paths.trained.read_text(encoding="utf-8"))
+        return found
+    # Of an attempt that was killed between saving the model and noting what it found.
+    shutil.rmtree(output, ignore_errors=True)
+    try:
+        tuned = fine_tune(
+            dataset,
+            app.documents.all_texts(),
+            BaseModel(base.version, base.path),
+            FineTuningConfig(**ctx.job.spec["config"]),
+            output,
+            report=lambda share, message, fields: ctx.progress(share * _TRAINED, message, **fields),
+            cancelled=ctx.check_cancelled,
+            checkpoints=ctx.paths.checkpoints,
+        )
+    except JobCancelled:
+        shutil.rmtree(ctx.paths.checkpoints, ignore_errors=True)
+        raise
+    found = {
+        "training_duration": round(tuned.duration_s, 2),
+        "metrics": tuned.metrics,
+        "gate": tuned.gate.to_dict(),
+        "evaluation": tuned.evaluation,
+        "chosen": tuned.chosen,
+    }
+    write_json(ctx.paths.trained, found)
+    return found
 
 
 def index_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
@@ -91,7 +118,11 @@ def index_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
     model = app.registry.get(champion) if champion else _base(app, app.settings.base_model_name)
     ctx.progress(0.01, "reading the sources")
     plan = plan_index(
-        app.workspace, app.documents, paths=tuple(spec["paths"]), source=spec["source"], conport=lambda: app.conport
+        app.workspace,
+        app.documents,
+        paths=tuple(spec["paths"]),
+        source=spec["source"],
+        conport=lambda: app.conport,
     )
     versions = app.serving_versions() or [model.version]
     for version in versions:
@@ -134,16 +165,19 @@ def export_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
 
 
 def _base(app: RagTune, name: str) -> ModelVersion:
-    if not app.registry.has(name):
+    known = app.registry.resolve(name) if app.registry.has(name) else None
+    if known is None or (known.kind == "base" and not known.path.is_dir()):
+        # Unknown, or its folder moved: a cache was cleared, the environment was made anew.
         found = resolve_base_model(name, app.workspace.root, app.settings.ragtune_allow_downloads)
-        app.registry.register_base(found.name, found.path)
-    return app.registry.resolve(name)
+        return app.registry.register_base(found.name, found.path)
+    return app.registry.verify(known.version)
 
 
 def _ensure_encoder(app: RagTune, ctx: JobContext, model: ModelVersion) -> None:
     folder = app.encoders.folder(model.version)
     if not folder.exists():
         ctx.event(f"exporting the serving encoder of {model.version}")
+        app.registry.verify(model.version)
         export_onnx(model.path, folder)
     app.encoders.get(model.version, wait_s=120)
 
@@ -157,20 +191,6 @@ def _ensure_index(app: RagTune, ctx: JobContext, model: ModelVersion, start: flo
         app.encoders.get(model.version, wait_s=120),
         progress=lambda share, message: ctx.progress(start + (0.99 - start) * share, message),
         cancelled=ctx.check_cancelled,
-    )
-
-
-def _log_training(app: RagTune, ctx: JobContext, outcome: Mapping[str, Any]) -> None:
-    app.outbox.put_custom_data(
-        "ModelTraining",
-        f"training_job_{ctx.job.job_id}",
-        {
-            "job_id": ctx.job.job_id,
-            "base_model": ctx.job.spec["config"]["base_model_name"],
-            "dataset_id": ctx.job.spec["dataset_id"],
-            "started_at": ctx.job.started_at,
-            **outcome,
-        },
     )
 
 

@@ -31,6 +31,11 @@ class JobPaths:
         return self.folder / "checkpoints"
 
     @property
+    def trained(self) -> Path:
+        """JSON: what a finished training found; a resumed job does not train again."""
+        return self.folder / "trained.json"
+
+    @property
     def scratch(self) -> Path:
         """Half-made results; renamed into place when complete."""
         return self.folder / "scratch"
@@ -119,8 +124,8 @@ class OllamaPaths:
 class Workspace:
     """One project folder and the state beneath it.
 
-    Attributes:
-        root: absolute path, symbolic links kept.
+    Args:
+        root: the folder; `root` is its absolute path, symbolic links kept.
         settings: the environment of this workspace.
     """
 
@@ -252,13 +257,19 @@ class Workspace:
     def relative(self, path: Path) -> str:
         """The path as shown to users: relative to the workspace with a leading `./` where it is inside."""
         absolute = Path(os.path.abspath(path))
-        return f"./{absolute.relative_to(self.root).as_posix()}" if absolute.is_relative_to(self.root) else str(absolute)
+        return (
+            f"./{absolute.relative_to(self.root).as_posix()}"
+            if absolute.is_relative_to(self.root)
+            else str(absolute)
+        )
 
     def _configured(self, value: str, variable: str) -> Path:
         try:
             return self.inside(value)
         except PathOutsideWorkspace as error:
-            raise PathOutsideWorkspace(f"{variable}={value!r} is outside the workspace {self.root}.") from error
+            raise PathOutsideWorkspace(
+                f"{variable}={value!r} is outside the workspace {self.root}."
+            ) from error
 
 
 def manifest_path(folder: Path) -> Path:

@@ -8,20 +8,23 @@ from typing import Any
 from ragtune_mcp.core.clock import to_iso, utc_now
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import JobCancelled
-from ragtune_mcp.core.jobs.job import Job
-from ragtune_mcp.core.jobs.rows import add_event, end_job
+from ragtune_mcp.core.jobs.job import Job, JobStatus
+from ragtune_mcp.core.jobs.rows import Ended, add_event, end_job
 
 
 class Claim:
     """One attempt at a job by one process; it is void once the job was ended or given to another process.
 
-    Attributes:
+    Args:
+        db: the workspace's database.
         job: the job as it was when it was claimed.
+        ended: told when the job ends, in the transaction that ends it.
     """
 
-    def __init__(self, db: Database, job: Job) -> None:
+    def __init__(self, db: Database, job: Job, ended: Ended | None = None) -> None:
         self.job = job
         self._db = db
+        self._ended = ended
 
     def beat(self) -> None:
         """Record a sign of life."""
@@ -74,19 +77,26 @@ class Claim:
         add_event(self._db, self.job.job_id, message, fields=fields)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """End the job well.
-
-        Raises:
-            JobCancelled: the claim is void.
-        """
-        if not end_job(self._db, self.job, "completed", message="completed", result=result):
+        """End the job well; raises JobCancelled when the claim is void."""
+        if not self._end("completed", "completed", result=result):
             raise JobCancelled(f"Job {self.job.job_id} was taken from this worker before it ended.")
 
     def cancelled(self) -> None:
         """End the job because it was cancelled; nothing happens when the claim is void."""
-        end_job(self._db, self.job, "cancelled", message="cancelled")
+        self._end("cancelled", "cancelled")
 
     def fail(self, code: str, message: str, hint: str) -> None:
         """End the job with the reason it failed; nothing happens when the claim is void."""
-        error = {"code": code, "message": message, "hint": hint}
-        end_job(self._db, self.job, "failed", message=message, error=error)
+        self._end("failed", message, error={"code": code, "message": message, "hint": hint})
+
+    def _end(
+        self,
+        status: JobStatus,
+        message: str,
+        *,
+        result: Mapping[str, Any] | None = None,
+        error: Mapping[str, str] | None = None,
+    ) -> bool:
+        return end_job(
+            self._db, self.job, status, message=message, result=result, error=error, ended=self._ended
+        )

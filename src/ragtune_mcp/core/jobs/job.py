@@ -16,6 +16,8 @@ JobState = Literal["queued", "starting", "running", "completed", "failed", "canc
 
 ID_PREFIX: Mapping[JobKind, str] = {"finetune": "ft", "index": "ix", "export": "ex"}
 ONE_AT_A_TIME: frozenset[JobKind] = frozenset({"finetune", "index"})
+# Code of a job whose worker process is gone without having ended it.
+DISAPPEARED = "worker_disappeared"
 FINAL: frozenset[JobState] = frozenset({"completed", "failed", "cancelled"})
 
 
@@ -72,6 +74,11 @@ class Job:
     def is_final(self) -> bool:
         """True when nothing about it will change any more, short of a restart."""
         return self.state in FINAL
+
+    @property
+    def was_interrupted(self) -> bool:
+        """True when its worker was killed: nothing is wrong with the job, and a restart goes on with it."""
+        return self.error is not None and self.error.get("code") == DISAPPEARED
 
     @property
     def duration_s(self) -> float | None:

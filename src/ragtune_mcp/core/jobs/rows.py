@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ragtune_mcp.core.clock import to_iso, utc_now
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import UnknownId
 from ragtune_mcp.core.jobs.job import Job, JobStatus, event_from_row, job_from_row
+
+# Told of a job that has just ended, inside the transaction that ends it.
+Ended = Callable[[Job], None]
 
 
 def read_job(db: Database, job_id: str, events: int = 0) -> Job:
@@ -49,6 +52,7 @@ def end_job(
     message: str,
     result: Mapping[str, Any] | None = None,
     error: Mapping[str, str] | None = None,
+    ended: Ended | None = None,
 ) -> bool:
     """End a job, provided that it is still as it was seen; False when another process was faster."""
     with db.transaction() as connection:
@@ -70,4 +74,6 @@ def end_job(
         ).rowcount
         if changed:
             add_event(db, job.job_id, message)
+            if ended is not None:
+                ended(read_job(db, job.job_id))
     return bool(changed)

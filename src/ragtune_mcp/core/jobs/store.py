@@ -19,9 +19,17 @@ from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import Conflict, InvalidInput, RagTuneError
 from ragtune_mcp.core.jobs.claim import Claim
 from ragtune_mcp.core.jobs.executors import Executor, executor_for
-from ragtune_mcp.core.jobs.job import ID_PREFIX, ONE_AT_A_TIME, Job, JobKind, job_from_row
+from ragtune_mcp.core.jobs.job import (
+    DISAPPEARED,
+    ID_PREFIX,
+    ONE_AT_A_TIME,
+    Job,
+    JobKind,
+    JobStatus,
+    job_from_row,
+)
 from ragtune_mcp.core.jobs.processes import ProcessName, process_name
-from ragtune_mcp.core.jobs.rows import add_event, end_job, read_job
+from ragtune_mcp.core.jobs.rows import Ended, add_event, end_job, read_job
 from ragtune_mcp.core.workspace import Workspace, new_id
 
 _LOG = logging.getLogger(__name__)
@@ -41,12 +49,25 @@ class JobStore:
         workspace: the workspace.
         db: its database.
         executor: starts workers; the one RAGTUNE_EXECUTOR names unless given.
+
+    Args:
+        db: the workspace's database.
+        workspace: the workspace.
+        executor: see above.
+        ended: told of every job that ends, however it ends, in the transaction that ends it.
     """
 
-    def __init__(self, db: Database, workspace: Workspace, executor: Executor | None = None) -> None:
+    def __init__(
+        self,
+        db: Database,
+        workspace: Workspace,
+        executor: Executor | None = None,
+        ended: Ended | None = None,
+    ) -> None:
         self.db = db
         self.workspace = workspace
         self.executor = executor or executor_for(workspace.settings)
+        self._ended = ended
 
     # Asking for work
 
@@ -82,11 +103,19 @@ class JobStore:
             self.workspace.job(job_id).folder.mkdir(parents=True)
         return read_job(self.db, job_id)
 
+    def same(self, kind: JobKind, spec: Mapping[str, Any]) -> Job | None:
+        """The newest job that was asked for with the very same input; None when there is none."""
+        self._settle_all()
+        row = self.db.connection.execute(
+            "SELECT job_id FROM jobs WHERE kind=? AND spec=? ORDER BY created_at DESC, job_id DESC LIMIT 1",
+            (kind, json.dumps(spec)),
+        ).fetchone()
+        return None if row is None else read_job(self.db, row["job_id"])
+
     def restart(self, job_id: str) -> Job:
         """Queue a failed or cancelled job again; its folder, so its checkpoints and log, stays.
 
-        Raises:
-            Conflict: the job is queued, running or completed.
+        Raises Conflict when the job is queued, running or completed.
         """
         now = to_iso(utc_now())
         with self.db.transaction() as connection:
@@ -111,6 +140,9 @@ class JobStore:
 
         A worker that has not stopped half a minute after the first request is killed by a further one.
 
+        Args:
+            job_id: the job.
+
         Returns:
             The job; one that has already ended is returned as it is.
 
@@ -127,13 +159,13 @@ class JobStore:
                 (to_iso(now), job_id),
             )
             if job.state != "running":
-                end_job(self.db, job, "cancelled", message="cancelled before it started")
+                self._end(job, "cancelled", "cancelled before it started")
         asked = job.cancel_requested_at
         if job.state == "running" and asked and (now - from_iso(asked)).total_seconds() > _CANCEL_GRACE_S:
             worker = ProcessName.parse(job.worker)
             if worker is not None:
                 worker.kill_group()
-            end_job(self.db, job, "cancelled", message="cancelled; its worker did not stop and was killed")
+            self._end(job, "cancelled", "cancelled; its worker did not stop and was killed")
         self.start_queued()
         return self.get(job_id)
 
@@ -227,6 +259,9 @@ class JobStore:
     def claim(self, job_id: str) -> Claim | None:
         """Make the calling process the job's worker.
 
+        Args:
+            job_id: the job.
+
         Returns:
             The claim; None when another process has it, it was cancelled, or it must wait for another job.
 
@@ -246,12 +281,12 @@ class JobStore:
                 (me, now, now, job_id),
             )
             add_event(self.db, job_id, "started")
-            return Claim(self.db, read_job(self.db, job_id))
+            return Claim(self.db, read_job(self.db, job_id), self._ended)
 
     def fail(self, job_id: str, code: str, message: str, hint: str = "") -> None:
         """End a job that has not ended yet, with the reason."""
         error = {"code": code, "message": message, "hint": hint}
-        end_job(self.db, read_job(self.db, job_id), "failed", message=message, error=error)
+        self._end(read_job(self.db, job_id), "failed", message, error)
 
     # The dead
 
@@ -275,14 +310,17 @@ class JobStore:
         doing = f"while: {job.message}" if job.state == "running" else "before it began"
         tail = self._log_tail(job.job_id)
         error = {
-            "code": "worker_disappeared",
+            "code": DISAPPEARED,
             "message": f"The worker process disappeared {doing}. "
             + (f"Last log lines:\n{tail}" if tail else "Its log is empty."),
             "hint": "It was killed, ran out of memory, or the machine went down. Start the job again;"
             " if memory was short, with a smaller batch_size or max_seq_length.",
         }
-        end_job(self.db, job, "failed", message="worker process disappeared", error=error)
+        self._end(job, "failed", "worker process disappeared", error)
         return True
+
+    def _end(self, job: Job, status: JobStatus, message: str, error: Mapping[str, str] | None = None) -> None:
+        end_job(self.db, job, status, message=message, error=error, ended=self._ended)
 
     def _holder_lives(self, job: Job) -> bool:
         holder = ProcessName.parse(job.worker.removeprefix(_STARTER))

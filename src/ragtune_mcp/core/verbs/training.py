@@ -69,7 +69,11 @@ class TrainingVerbs(Parts):
         champion = self.registry.alias("champion")
         corpus = self.searcher.corpus(champion) if champion else None
         return TrainingDataGenerator(
-            conport or self.conport, self.workspace, outbox=self.outbox, corpus=corpus, documents=self.documents if champion else None
+            conport or self.conport,
+            self.workspace,
+            outbox=self.outbox,
+            corpus=corpus,
+            documents=self.documents if champion else None,
         )
 
     def start_finetune(
@@ -83,28 +87,46 @@ class TrainingVerbs(Parts):
     ) -> JobStarted:
         """Check everything that can be checked now, then hand the training to a background job."""
         if not self.settings.finetuning_enabled:
-            raise FeatureDisabled("Fine-tuning is switched off by FINETUNING_ENABLED=false.", hint="Set FINETUNING_ENABLED=true.")
-        if not model_name_suffix.replace("-", "").replace("_", "").isalnum() or len(model_name_suffix) > _SUFFIX_LIMIT:
-            raise InvalidInput(f"model_name_suffix {model_name_suffix!r} may hold letters, digits, '-' and '_', up to {_SUFFIX_LIMIT}.")
-        settings = FineTuningConfig.from_settings(self.settings, base_model=base_model, overrides=config or {})
+            raise FeatureDisabled(
+                "Fine-tuning is switched off by FINETUNING_ENABLED=false.",
+                hint="Set FINETUNING_ENABLED=true.",
+            )
+        if (
+            not model_name_suffix.replace("-", "").replace("_", "").isalnum()
+            or len(model_name_suffix) > _SUFFIX_LIMIT
+        ):
+            raise InvalidInput(
+                f"model_name_suffix {model_name_suffix!r} may hold letters, digits, '-' and '_', up to {_SUFFIX_LIMIT}."
+            )
+        settings = FineTuningConfig.from_settings(
+            self.settings, base_model=base_model, overrides=config or {}
+        )
         path = self._dataset_path(training_data_path, dataset_id)
         dataset = load_dataset(path)
         train = sum(pair.split == "train" for pair in dataset.pairs)
         if train < 2:
-            raise NotEnoughData(f"{path.name} holds {train} training pairs; at least 2 are needed.", hint="Call generate_training_data with more feedback.")
+            raise NotEnoughData(
+                f"{path.name} holds {train} training pairs; at least 2 are needed.",
+                hint="Call generate_training_data with more feedback.",
+            )
         name = settings.base_model_name
         if not self.registry.has(name):
             resolve_base_model(name, self.workspace.root, self.settings.ragtune_allow_downloads)
-        job = self.submit(
-            "finetune",
-            {
-                "training_data_path": str(path),
-                "dataset_id": dataset.dataset_id,
-                "model_name_suffix": model_name_suffix,
-                "config": settings.to_dict(),
-            },
-        )
-        message = "Fine-tuning job started" if job.status == "running" else "Queued behind the running training job"
+        spec = {
+            "training_data_path": str(path),
+            "dataset_id": dataset.dataset_id,
+            "model_name_suffix": model_name_suffix,
+            "config": settings.to_dict(),
+        }
+        killed = self.jobs.same("finetune", spec)
+        if killed is not None and killed.was_interrupted:
+            job = self.jobs.restart(killed.job_id)
+            message = "Fine-tuning job started again from its last checkpoint"
+        else:
+            job = self.submit("finetune", spec)
+            message = "Fine-tuning job started"
+        if job.status != "running":
+            message = "Queued behind the running training job"
         documents = self.documents.count()
         return JobStarted(
             job_id=job.job_id,
@@ -117,6 +139,11 @@ class TrainingVerbs(Parts):
         """Store a job and start its process, or leave it queued behind another of its kind."""
         return self.jobs.submit(kind, spec)
 
+    def submit_once(self, kind: JobKind, spec: dict[str, Any]) -> Job:
+        """As `submit`, but a job with the same input that waits or runs is that job."""
+        found = self.jobs.same(kind, spec)
+        return self.submit(kind, spec) if found is None or found.is_final else found
+
     def job_status(self, job_id: str, wait_s: float = 0) -> JobStatusResult:
         """State of a job, after at most `wait_s` seconds of waiting for its end."""
         self.jobs.reconcile()
@@ -125,7 +152,11 @@ class TrainingVerbs(Parts):
     def cancel_job(self, job_id: str) -> CancelResult:
         """Ask a job to stop; finished jobs stay as they are."""
         job = self.jobs.request_cancel(job_id)
-        message = f"The job is {job.status}." if job.is_final else "Cancellation requested; the worker stops at its next step."
+        message = (
+            f"The job is {job.status}."
+            if job.is_final
+            else "Cancellation requested; the worker stops at its next step."
+        )
         return CancelResult(job_id=job_id, status=job.status, message=message)
 
     def _dataset_path(self, training_data_path: str, dataset_id: str) -> Path:
@@ -137,12 +168,17 @@ class TrainingVerbs(Parts):
         if training_data_path:
             path = self.workspace.inside(training_data_path)
             if not path.is_file():
-                raise InvalidInput(f"The file {training_data_path!r} does not exist.", hint="Call generate_training_data first.")
+                raise InvalidInput(
+                    f"The file {training_data_path!r} does not exist.",
+                    hint="Call generate_training_data first.",
+                )
             return path
         found = find_dataset(self.workspace.training_data, dataset_id)
         if found is None:
             raise UnknownId(
-                f"There is no data set {dataset_id!r}.", code="unknown_dataset", hint="Call generate_training_data first."
+                f"There is no data set {dataset_id!r}.",
+                code="unknown_dataset",
+                hint="Call generate_training_data first.",
             )
         return found
 
@@ -173,7 +209,9 @@ def job_result(job: Job, relative: Callable[[Path], str]) -> JobStatusResult:
         gate=GateResult(**gate) if gate else None,
         eta_s=job.eta_s,
         result=result,
-        events=[JobEvent(at=event.at, message=event.message, fields=dict(event.fields)) for event in job.events],
+        events=[
+            JobEvent(at=event.at, message=event.message, fields=dict(event.fields)) for event in job.events
+        ],
         error=ErrorInfo(**job.error) if job.error else None,
         next_step=_next_step(job, gate),
     )

@@ -1,0 +1,132 @@
+"""Fine-tuning jobs that end, are killed, resumed or cancelled."""
+
+import pytest
+from tests.verbs.support import in_conport, lose_worker, opened, with_training_data, work
+
+from ragtune_mcp.core.jobs.worker import JobContext
+
+
+class Killed(BaseException):
+    """Nothing in the worker catches it, as nothing catches SIGKILL."""
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    app, path = with_training_data(tmp_path)
+    yield app, {"training_data_path": path, "base_model": "./base", "config": {"save_steps": 2}}
+    app.close()
+
+
+def kill_at(monkeypatch, message, error=Killed):
+    """Make the worker die at its first report that begins so."""
+    report = JobContext.progress
+
+    def progress(self, fraction, text, **fields):
+        if text.startswith(message):
+            monkeypatch.setattr(JobContext, "progress", report)
+            raise error
+        report(self, fraction, text, **fields)
+
+    monkeypatch.setattr(JobContext, "progress", progress)
+
+
+def test_the_version_is_named_after_the_job_and_leaves_no_checkpoints(workspace):
+    app, request = workspace
+    job = work(app, app.start_finetune(**request).job_id)
+    version = job.result["model_version"]
+    assert version == f"feedback_{job.job_id.removeprefix('ft_')}"
+    assert app.registry.verify(version).job_id == job.job_id
+    assert not app.workspace.job(job.job_id).checkpoints.exists()
+    told = in_conport(app, "ModelTraining")[f"training_job_{job.job_id}"]
+    assert (told["status"], told["model_version"]) == ("completed", version)
+    assert list(in_conport(app, "ModelVersions")) == [version]
+
+
+@pytest.mark.parametrize("moment", ["training, step 7", "registered"])
+def test_a_killed_job_asked_for_again_goes_on_and_leaves_one_version(workspace, monkeypatch, moment):
+    app, request = workspace
+    first = app.start_finetune(**request)
+    kill_at(monkeypatch, moment)
+    with pytest.raises(Killed):
+        work(app, first.job_id)
+    lose_worker(app, first.job_id)
+    assert app.job_status(first.job_id).error.code == "worker_disappeared"
+    assert in_conport(app, "ModelTraining")[f"training_job_{first.job_id}"]["status"] == "failed"
+    steps = []
+    report = JobContext.progress
+    monkeypatch.setattr(
+        JobContext,
+        "progress",
+        lambda self, fraction, text, **fields: (
+            steps.append(fields.get("step")),
+            report(self, fraction, text, **fields),
+        ),
+    )
+
+    again = app.start_finetune(**request)
+
+    assert again.job_id == first.job_id
+    assert "checkpoint" in again.message
+    job = work(app, first.job_id)
+    assert job.status == "completed"
+    assert 1 not in steps  # nothing was trained from the start again
+    assert [path.name for path in app.workspace.models.iterdir()] == [job.result["model_version"]]
+    assert job.result["gate"]["verdict"] == "block"
+    assert job.result["evaluation"]
+
+
+def test_the_same_request_after_a_completed_job_is_a_new_job(workspace):
+    app, request = workspace
+    first = work(app, app.start_finetune(**request).job_id)
+    assert app.start_finetune(**request).job_id != first.job_id
+
+
+def test_a_cancelled_training_is_told_and_leaves_nothing(workspace, monkeypatch):
+    app, request = workspace
+    job_id = app.start_finetune(**request).job_id
+    report = JobContext.progress
+
+    def cancelling(self, fraction, text, **fields):
+        if text.startswith("training, step 5"):
+            app.cancel_job(job_id)
+        report(self, fraction, text, **fields)
+
+    monkeypatch.setattr(JobContext, "progress", cancelling)
+    assert work(app, job_id).status == "cancelled"
+    assert in_conport(app, "ModelTraining")[f"training_job_{job_id}"]["status"] == "cancelled"
+    assert not app.workspace.job(job_id).checkpoints.exists()
+    assert not app.workspace.models.exists()
+
+
+def test_a_base_model_whose_folder_moved_is_found_anew(workspace, tmp_path):
+    app, request = workspace
+    work(app, app.start_finetune(**request).job_id)
+    with app.db.transaction() as connection:
+        connection.execute("UPDATE model_versions SET path='gone' WHERE version='./base'")
+    assert work(app, app.start_finetune(**request).job_id).status == "completed"
+
+
+def test_a_tuned_version_can_be_the_base_of_the_next(workspace):
+    app, request = workspace
+    version = work(app, app.start_finetune(**request).job_id).result["model_version"]
+    job = work(app, app.start_finetune(**{**request, "base_model": version}).job_id)
+    assert app.registry.get(job.result["model_version"]).base_model == version
+
+
+def test_a_tuned_version_whose_files_changed_is_no_base(workspace):
+    app, request = workspace
+    version = work(app, app.start_finetune(**request).job_id).result["model_version"]
+    (app.registry.get(version).path / "config.json").write_text("{}")
+    job = work(app, app.start_finetune(**{**request, "base_model": version}).job_id)
+    assert job.error["code"] == "digest_mismatch"
+
+
+def test_the_queue_of_one_process_is_worked_on_by_another(workspace, tmp_path):
+    app, request = workspace
+    job_id = app.start_finetune(**request).job_id
+    other = opened(tmp_path)
+    try:
+        assert work(other, job_id).status == "completed"
+    finally:
+        other.close()
+    assert app.job_status(job_id).model_version
