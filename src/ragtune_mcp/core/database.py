@@ -37,6 +37,9 @@ class _Held:
 class Database:
     """Opens, migrates and hands out connections.
 
+    Args:
+        path: the file; made, with its folder, where there is none.
+
     Raises:
         IntegrityError: the file was written by a newer version of the project.
     """
@@ -92,7 +95,9 @@ class Database:
 
     def _migrate(self) -> None:
         connection = self.connection
-        connection.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied_at TEXT NOT NULL)")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied_at TEXT NOT NULL)"
+        )
         with self.transaction():
             applied = {row["name"] for row in connection.execute("SELECT name FROM migrations")}
             unknown = applied - {name for name, _ in MIGRATIONS}
@@ -109,7 +114,11 @@ class Database:
 
     def _execute_script(self, script: str) -> None:
         # Not executescript(): it commits the open transaction first.
-        text = resources.files("ragtune_mcp.core").joinpath("schema", f"{script}.sql").read_text(encoding="utf-8")
+        text = (
+            resources.files("ragtune_mcp.core")
+            .joinpath("schema", f"{script}.sql")
+            .read_text(encoding="utf-8")
+        )
         statement = ""
         for line in text.splitlines(keepends=True):
             statement += line

@@ -64,7 +64,7 @@ class DatasetOptions:
 
         Args:
             settings: of the workspace.
-            overrides: fields of this class; None means the setting.
+            **overrides: fields of this class; None means the setting.
 
         Returns:
             The options.

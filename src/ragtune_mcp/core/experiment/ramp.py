@@ -59,6 +59,12 @@ class Ramp:
     def begin(self, test_id: str) -> Trial:
         """Send 80 % of units to the winner of a test for 24 hours; belongs in the promotion's transaction.
 
+        Args:
+            test_id: a test that decided for its test version.
+
+        Returns:
+            The test, ramping.
+
         Raises:
             Conflict: the test has not been won, was ramped before, or another test runs.
             UnknownId: no such test.

@@ -213,11 +213,7 @@ class TrialStore:
         return trial if trial.is_running else None
 
     def get(self, test_id: str) -> Trial:
-        """One test, ended first where its planned end has passed.
-
-        Raises:
-            UnknownId: there is no such test (code `unknown_test`).
-        """
+        """One test, ended first where its planned end has passed; raises UnknownId (code `unknown_test`)."""
         row = self._db.connection.execute(_SELECT + " WHERE t.test_id = ?", (test_id,)).fetchone()
         if row is None:
             raise UnknownId(
@@ -232,11 +228,7 @@ class TrialStore:
         return tuple(_trial(row) for row in self._db.connection.execute(_SELECT + " ORDER BY t.rowid"))
 
     def latest(self) -> Trial:
-        """The test started last.
-
-        Raises:
-            UnknownId: none was ever started (code `unknown_test`).
-        """
+        """The test started last; raises UnknownId (code `unknown_test`) when none ever was."""
         row = self._db.connection.execute(_SELECT + " ORDER BY t.rowid DESC LIMIT 1").fetchone()
         if row is None:
             raise UnknownId("No test was ever started.", hint="Call start_ab_test.", code="unknown_test")
@@ -244,6 +236,13 @@ class TrialStore:
 
     def set_split(self, test_id: str, split: float) -> Trial:
         """Change the share of the test version: a new phase; units already seen keep their variant.
+
+        Args:
+            test_id: a running test.
+            split: the new share, in (0, 1).
+
+        Returns:
+            The test as it is then.
 
         Raises:
             InvalidInput: split outside (0, 1).
@@ -260,6 +259,13 @@ class TrialStore:
 
     def stop(self, test_id: str, reason: str) -> Trial:
         """End a running test before its planned end; one that has ended stays as it is.
+
+        Args:
+            test_id: the test.
+            reason: why; kept with the test.
+
+        Returns:
+            The test as it is then.
 
         Raises:
             InvalidInput: no reason given.

@@ -73,6 +73,10 @@ class ConPortClient:
 
     Calls block and must not be made on an event loop's thread.
 
+    Args:
+        workspace_id: the workspace's folder; None for the current project.
+        settings: its settings; None to read them.
+
     Attributes:
         workspace_id: absolute path of the workspace, as ConPort stores it.
         backend: what served the last read: sqlite, stdio or http; "" before the first.
@@ -213,14 +217,7 @@ class ConPortClient:
     def log_decision(
         self, summary: str, rationale: str = "", implementation_details: str = "", tags: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Log a decision.
-
-        Returns:
-            The row as stored, with its id.
-
-        Raises:
-            ConPortUnavailable: ConPort cannot be reached.
-        """
+        """Log a decision; returns the row as stored, with its id. Raises ConPortUnavailable."""
         row = {
             "summary": summary,
             "rationale": rationale or None,
@@ -253,11 +250,7 @@ class ConPortClient:
     ) -> dict[str, Any]:
         """Link two items; the ids are free text, `<Category>:<key>` for custom data.
 
-        Returns:
-            The link as stored, with its id.
-
-        Raises:
-            ConPortUnavailable: ConPort cannot be reached.
+        Returns the link as stored, with its id. Raises ConPortUnavailable.
         """
         row = {
             "source_item_type": source_type,

@@ -83,6 +83,12 @@ def remote(url: str) -> Callable[[ExitStack], Client]:
 def find_command(command: str) -> list[str]:
     """The words of a command line, its program looked up on PATH and beside this Python.
 
+    Args:
+        command: as written in a shell.
+
+    Returns:
+        The program's absolute path and its arguments.
+
     Raises:
         ConPortUnavailable: there is no such program.
     """

@@ -47,7 +47,7 @@ class ConPortInterrupted(ConPortUnavailable):
 class ConPortSession:
     """Calls of ConPort's tools over one connection.
 
-    Attributes:
+    Args:
         connect: makes a client that is not yet entered; called for every (re)start, with an `ExitStack` for
             what must stay open as long as the connection.
         idle_s: seconds without a call after which the connection is closed.

@@ -29,6 +29,12 @@ def invalid(reason: str, what: str, value: Any) -> FeedbackInvalid:
 def decode_json(text: str) -> Any:
     """Parse JSON text.
 
+    Args:
+        text: what should be JSON.
+
+    Returns:
+        The value.
+
     Raises:
         FeedbackInvalid: reason invalid_json; the text is truncated, nested too deep or otherwise broken.
     """
@@ -41,6 +47,12 @@ def decode_json(text: str) -> Any:
 
 def encode_json(value: Any) -> str:
     """Any JSON-able value as text that every reader takes: whole characters, NaN and infinities as null.
+
+    Args:
+        value: made of what JSON has a form for.
+
+    Returns:
+        The text.
 
     Raises:
         InvalidInput: the value holds something that JSON has no form for.

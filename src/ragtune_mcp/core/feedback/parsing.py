@@ -88,6 +88,12 @@ def parse_feedback(key: str, value: Any, timestamp: datetime) -> FeedbackRecord:
 def unwrap_entry(value: Any) -> Mapping[str, Any]:
     """The entry as an object: decoded where it is JSON text, taken out of its `{"key", "value"}` envelope.
 
+    Args:
+        value: the value of a `UserFeedback` row.
+
+    Returns:
+        The entry.
+
     Raises:
         FeedbackInvalid: reason invalid_json, not_an_object or unknown_schema.
     """

@@ -93,6 +93,12 @@ def bf16_supported() -> bool:
 class FastBackbone:
     """BERT through `bert.py`. The lowest layers can be frozen and their outputs kept per text.
 
+    Args:
+        folder: a sentence-transformers folder.
+        shape: its architecture.
+        max_seq_length: tokens per text; never above what the model was set up for.
+        low_precision: multiply in bfloat16 where the processor can.
+
     Attributes:
         base_weights: name -> float32 tensor of every weight that vectors depend on.
     """
@@ -253,6 +259,11 @@ class FastBackbone:
 
 class LibraryBackbone:
     """Any sentence-transformers model, through the library's own forward pass.
+
+    Args:
+        folder: a sentence-transformers folder.
+        max_seq_length: tokens per text; never above what the model was set up for.
+        low_precision: multiply in bfloat16 where the processor can.
 
     Attributes:
         model: the loaded SentenceTransformer, with the base weights outside `encode`.

@@ -73,7 +73,8 @@ class Ranking:
     MultipleNegativesRankingLoss (Henderson et al. 2017) where each distinct document of the batch is one
     candidate, and a document known to answer the query, or a near-duplicate of it, is never its negative.
 
-    Attributes:
+    Args:
+        examples: what `batch` chooses from.
         scale: inverse temperature on the cosine.
         symmetric: add the loss of finding each query from its positive.
     """

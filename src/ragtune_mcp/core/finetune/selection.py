@@ -23,6 +23,12 @@ class ValidationSet:
     The pool is every judged document and the base model's nearest ones of each query: on the corpora measured
     it orders candidates as the whole corpus does, at a fraction of the encoding.
 
+    Args:
+        qrels: the judged queries.
+        texts: of every document.
+        ids: of the documents that `nearest` counts.
+        nearest: query -> positions in `ids` of the base model's nearest documents.
+
     Attributes:
         queries: the judged query texts.
         documents: the pool's texts.

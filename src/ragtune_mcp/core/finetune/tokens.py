@@ -11,7 +11,8 @@ import numpy as np
 class TokenTable:
     """Every distinct text gets a row; its token ids are computed once and kept.
 
-    Attributes:
+    Args:
+        tokenizer_file: `tokenizer.json` of the model.
         max_tokens: texts are cut to this many tokens, special tokens included.
     """
 

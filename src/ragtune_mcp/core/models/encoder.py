@@ -69,7 +69,10 @@ class OnnxEncoder:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Load and verify `folder`.
+        """Load and verify an export.
+
+        Args:
+            folder: as `export_onnx` wrote it.
 
         Raises:
             DigestMismatch: a file is not what the export wrote.

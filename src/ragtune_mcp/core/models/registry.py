@@ -52,11 +52,7 @@ class ModelVersion:
 
 
 class Registry:
-    """The versions of one workspace and the aliases "champion" and "challenger".
-
-    Attributes:
-        audit: who changed what, append-only.
-    """
+    """The versions of a workspace, the aliases "champion" and "challenger", and the log of changes."""
 
     def __init__(self, db: Database, workspace: Workspace) -> None:
         self.audit = AuditLog(db)
@@ -172,11 +168,7 @@ class Registry:
     # Finding
 
     def get(self, version: str) -> ModelVersion:
-        """A version by its id.
-
-        Raises:
-            UnknownId: no such version (code "unknown_version").
-        """
+        """A version by its id; raises UnknownId (code "unknown_version") where there is none."""
         found = self._find(version)
         if found is None:
             raise self._unknown(version)
@@ -187,7 +179,13 @@ class Registry:
         return self._lookup(name) is not None
 
     def resolve(self, name_or_path: str) -> ModelVersion:
-        """A version by id, base model name, or folder inside the workspace (`./fine_tuned_models/...`).
+        """A version by id, base model name, or folder inside the workspace.
+
+        Args:
+            name_or_path: one of these, e.g. `./fine_tuned_models/feedback_v1_...`.
+
+        Returns:
+            The version.
 
         Raises:
             UnknownId: it names no registered version (code "unknown_version").

@@ -167,6 +167,9 @@ class Catalog:
     def flip(self, collection: Collection) -> bool:
         """Make a complete collection the one that serves its version, in one transaction.
 
+        Args:
+            collection: one that is being built.
+
         Returns:
             False, and nothing is changed, when documents changed meanwhile and it is not complete.
         """

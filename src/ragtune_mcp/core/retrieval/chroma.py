@@ -110,7 +110,15 @@ class ChromaVectors:
         return dict(zip(got["ids"], np.asarray(got["embeddings"], dtype=np.float32), strict=True))
 
     def query(self, collection: Collection, vectors: Vectors, k: int) -> list[list[Neighbour]]:
-        """For each row of `vectors` up to k neighbours, best first, ties by id.
+        """The nearest documents of each vector.
+
+        Args:
+            collection: where to look.
+            vectors: (n, dimension), unit rows.
+            k: how many at most.
+
+        Returns:
+            For each row up to k neighbours, best first, ties by id.
 
         Raises:
             VectorsGone: Chroma does not have the collection.

@@ -155,11 +155,7 @@ class DocumentStore:
             )
 
     def get(self, doc_id: str) -> Document:
-        """One document.
-
-        Raises:
-            UnknownId: no document has this id.
-        """
+        """One document; raises UnknownId when none has this id."""
         found = self.documents([doc_id])
         if not found:
             raise UnknownId(

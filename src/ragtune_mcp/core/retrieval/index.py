@@ -221,6 +221,9 @@ class VectorIndex:
     def publish(self, collection: Collection) -> bool:
         """Let a complete collection serve its version.
 
+        Args:
+            collection: one that is being built.
+
         Returns:
             False when it is not complete: documents changed meanwhile, or Chroma lacks what was recorded.
         """

@@ -37,11 +37,7 @@ class EncoderPool(Protocol):
     """Loaded encoders by version."""
 
     def get(self, version: str) -> Encoder:
-        """The encoder of a version.
-
-        Raises:
-            NotReady: it is still loading.
-        """
+        """The encoder of a version; raises NotReady while it loads."""
         ...
 
 

@@ -84,11 +84,7 @@ class ChromaStore:
         raise AssertionError("unreachable")
 
     def handle(self, client: ClientAPI, name: str) -> ChromaCollection:
-        """A collection by name, looked up once per connection.
-
-        Raises:
-            chromadb.errors.NotFoundError: it does not exist.
-        """
+        """A collection by name, looked up once per connection; raises Chroma's NotFoundError without one."""
         with self._lock:
             found = self._handles.get(name)
         if found is None:
@@ -210,11 +206,7 @@ def stop_store(workspace: Workspace) -> bool:
 
 
 def connect(host: str, port: int, ssl: bool) -> ClientAPI:
-    """A client of one Chroma server, telemetry off.
-
-    Raises:
-        ChromaUnavailable: nothing answers there.
-    """
+    """A client of one Chroma server, telemetry off; raises ChromaUnavailable when nothing answers there."""
     import chromadb
     import httpx
     from chromadb.config import Settings as ChromaSettings
@@ -228,7 +220,14 @@ def connect(host: str, port: int, ssl: bool) -> ClientAPI:
 
 
 def parse_url(url: str, variable: str) -> tuple[str, int, bool]:
-    """Host, port and whether TLS is used.
+    """Take a URL apart.
+
+    Args:
+        url: `http://host:8000` or the like.
+        variable: where it came from, named in the error.
+
+    Returns:
+        Host, port and whether TLS is used.
 
     Raises:
         InvalidInput: not an http(s) URL with a host.

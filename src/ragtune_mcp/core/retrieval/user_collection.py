@@ -52,4 +52,7 @@ class UserCollection:
             self._vectors = self._encode(texts)
         scores = self._encode(list(queries)) @ self._vectors.T
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return [[Hit(ids[i], texts[i], float(row[i])) for i in order] for row, order in zip(scores, best, strict=True)]
+        return [
+            [Hit(ids[i], texts[i], float(row[i])) for i in order]
+            for row, order in zip(scores, best, strict=True)
+        ]

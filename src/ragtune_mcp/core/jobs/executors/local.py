@@ -29,7 +29,7 @@ worker.returncode = 0
 class LocalExecutor:
     """One detached process per job, in its own session and process group.
 
-    Attributes:
+    Args:
         entry: arguments of the Python interpreter; workspace and job id are appended.
     """
 

@@ -106,8 +106,8 @@ def read_bert(folder: Path) -> BertSource:
 def read_tensors(source: BertSource, folder: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
     """The encoder's tensors, float32, in order of name; poolers and language-model heads are left out.
 
-    Raises:
-        InvalidInput: there are no safetensors, or a value is not finite.
+    Names stand without the prefix `bert.`. Raises InvalidInput, which names `folder`, where there are no
+    safetensors or a value is not finite.
     """
     from safetensors import safe_open
 

@@ -116,6 +116,10 @@ def expected_keys(source: BertSource) -> dict[str, Any]:
 def require_keys(source: BertSource, found: dict[str, Any]) -> None:
     """Compare a file's keys with the model's, one by one.
 
+    Args:
+        source: the model's description.
+        found: key -> value of the file.
+
     Raises:
         ExportMismatch: one is missing or differs; the message names it.
     """

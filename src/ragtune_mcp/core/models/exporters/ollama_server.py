@@ -29,15 +29,16 @@ class OllamaServer:
         self.url = f"{scheme or 'http'}://{name}{'/' + path.strip('/') if path.strip('/') else ''}"
 
     def version(self) -> str:
-        """Its version.
-
-        Raises:
-            OllamaUnavailable: nothing answers within a second.
-        """
+        """Its version; raises OllamaUnavailable when nothing answers within a second."""
         return str(self._call("GET", "/api/version", timeout_s=_LOOK_S).get("version", "unknown"))
 
     def create(self, model: str, gguf: Path, context: int) -> None:
         """Upload a GGUF file and make a model of it.
+
+        Args:
+            model: name it gets.
+            gguf: the file.
+            context: tokens it reads of a text.
 
         Raises:
             ExportMismatch: Ollama does not take the file.

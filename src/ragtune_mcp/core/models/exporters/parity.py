@@ -74,6 +74,9 @@ def make_reference(model: SentenceTransformer, source: BertSource, texts: Sequen
         model: the source.
         source: its description.
         texts: documents and queries of the user; duplicates count once.
+
+    Returns:
+        What an export is compared with.
     """
     from tokenizers import Tokenizer
 
@@ -174,6 +177,13 @@ def skipped(reason: str) -> dict[str, Any]:
 
 def require_known(reference: Reference, different: Iterable[int]) -> dict[int, str]:
     """The classes of texts whose tokens differ.
+
+    Args:
+        reference: the source's texts and tokens.
+        different: positions of the texts that an export splits into other tokens.
+
+    Returns:
+        Position -> class.
 
     Raises:
         ExportMismatch: a text's tokens differ for no known reason.

@@ -48,6 +48,13 @@ def read_back(
 ) -> dict[str, Any]:
     """Put the file's tensors into the source model and encode again; the model keeps them.
 
+    Args:
+        model: the source, loaded.
+        source: its description.
+        gguf: the file.
+        reference: the source's vectors.
+        quantization: of the file.
+
     Returns:
         The report of `compare`.
 
@@ -77,6 +84,12 @@ def run_llama_cpp(
 
     Vectors are compared on the source's token ids, tokens text by text, so that a difference of either kind
     is seen for what it is.
+
+    Args:
+        source: the source model's description.
+        gguf: the file.
+        reference: the source's vectors and tokens.
+        quantization: of the file.
 
     Returns:
         The report of `compare`, or that it was skipped.
