@@ -1,8 +1,8 @@
 """`ragtune.db`: one SQLite file in WAL mode, shared by servers, workers and the command line.
 
-The tables of each stage stand in `schema/<stage>.sql`. A connection belongs to one thread. Every multi-statement
-change runs inside `transaction()`, which takes the write lock at once (BEGIN IMMEDIATE), so that two processes
-never interleave a read-then-write.
+The tables of each stage stand in `schema/<stage>.sql`. A connection belongs to one thread. Every change of
+several statements runs inside `transaction()`, which takes the write lock at once (BEGIN IMMEDIATE), so that
+two processes never interleave a read-then-write.
 """
 
 from __future__ import annotations
