@@ -28,13 +28,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.dataset.assemble import Assembled, Sources, assemble
 from ragtune_mcp.core.dataset.export import load_dataset
 from ragtune_mcp.core.dataset.generator import DatasetOptions, TrainingDataGenerator
 from ragtune_mcp.core.dataset.negatives import MiningRules, mine_hard_negatives, taboo_documents
 from ragtune_mcp.core.dataset.pairs import Hit, TrainingPair
 from ragtune_mcp.core.dataset.validate import validate
+from ragtune_mcp.core.feedback.conport import ConPortClient
+from ragtune_mcp.core.feedback.importers import import_feedback
 from ragtune_mcp.core.feedback.masking import mask
+from ragtune_mcp.core.feedback.outbox import Outbox
 from ragtune_mcp.core.feedback.reader import parse_rows
 from ragtune_mcp.core.feedback.text import plain_query, query_key
 from ragtune_mcp.core.settings import Settings
@@ -128,7 +132,8 @@ def bench_evidence(data: Path) -> dict[str, str]:
     for key, ratings in known.items():
         shares[round(sum((r - 3) / 2 for r in ratings))].append(key[1] in gold[key[0]])
     pooled = [(f"{e:+d}", len(hits), f"{np.mean(hits):.2f}") for e, hits in sorted(shares.items())]
-    head = f"{len(known)} (question, passage) with judgements, {np.mean([k[1] in gold[k[0]] for k in known]):.2f} gold.\n\n"
+    share = np.mean([document in gold[query] for query, document in known])
+    head = f"{len(known)} (question, passage) with judgements, {share:.2f} of them gold.\n\n"
     return {
         "evidence": head
         + _table(("rating", "share among gold", "among others", "log odds", "evidence used"), rows)
@@ -138,22 +143,36 @@ def bench_evidence(data: Path) -> dict[str, str]:
 
 
 def bench_account(data: Path) -> dict[str, str]:
-    """All FeedbackQA ratings through the generator, onto disk and back."""
+    """All FeedbackQA ratings into a real ConPort, and from there to a data set on disk and back."""
     collection = read_collection(data / "feedbackqa")
-    rows = list(_feedbackqa_rows(data))
     corpus = VectorCorpus(collection.documents, np.zeros((len(collection.documents), 1)), {})
     with tempfile.TemporaryDirectory() as folder:
+        workspace = Workspace(Path(folder), Settings())
+        workspace.prepare()
+        client, outbox = ConPortClient(workspace.id), Outbox(Database(workspace.database))
         start = time.perf_counter()
-        built, valid = _build(Path(folder), rows, documents=corpus)
-        took = time.perf_counter() - start
+        report = import_feedback([data / "feedbackqa" / "feedback.jsonl"], outbox, client)
+        loaded = time.perf_counter() - start
+        client.close()
+        if report.delivery.pending:
+            raise SystemExit(
+                f"{report.delivery.pending} entries did not reach ConPort: {report.delivery.error}"
+            )
+        before, start, cpu = _peak_mb(), time.perf_counter(), time.process_time()
+        built = TrainingDataGenerator(client, workspace, documents=corpus).build(DatasetOptions())
+        took = time.perf_counter() - start, time.process_time() - cpu
+        valid = validate(load_dataset(built.path)).is_valid
     s = built.statistics
-    lines = [("read", s["feedback_read"]), ("used", s["feedback_used"])]
+    lines = [
+        ("entries in ConPort", report.imported),
+        ("read", s["feedback_read"]),
+        ("used", s["feedback_used"]),
+    ]
     lines += [(f"skipped: {reason}", n) for reason, n in s["skipped"].items()]
     lines += [(name.replace("_", " "), s[name]) for name in s if name.endswith("_pairs") or name == "queries"]
-    lines += [
-        ("passes its validator", "yes" if valid else "NO"),
-        ("seconds, reading to files", f"{took:.1f}"),
-    ]
+    lines += [("passes its validator", "yes" if valid else "NO")]
+    lines += [("seconds from ConPort to files (CPU)", f"{took[0]:.1f} ({took[1]:.1f})")]
+    lines += [("peak MB (before)", f"{_peak_mb()} ({before})"), ("seconds to load ConPort", f"{loaded:.0f}")]
     return {"account": _table(("FeedbackQA, CDC and WHO half", ""), lines)}
 
 
@@ -179,12 +198,14 @@ def bench_scale(data: Path) -> dict[str, str]:
 
 def scale_child(size: int) -> None:
     """One size: entries in memory as ConPort returns them, through the generator onto disk."""
-    rows = list(_generated_rows(size))
+    # Every entry has texts of its own, as after reading JSON.
+    rows = [json.loads(json.dumps(row)) for row in _generated_rows(size)]
     ratings = sum(len(row["value"]["documents"]) for row in rows)
     before = _peak_mb()
     with tempfile.TemporaryDirectory() as folder:
         start, cpu = time.perf_counter(), time.process_time()
-        built, valid = _build(Path(folder), rows, check=False)
+        generator = TrainingDataGenerator(_Stored(rows), Workspace(Path(folder), Settings()), now=lambda: NOW)
+        built = generator.build(DatasetOptions())
         took = time.perf_counter() - start, time.process_time() - cpu
     pairs = built.statistics["total_pairs"]
     print(json.dumps([f"{ratings:,}", f"{pairs:,}", f"{took[0]:.1f}", f"{took[1]:.1f}", _peak_mb(), before]))
@@ -263,7 +284,7 @@ def bench_negatives(data: Path) -> dict[str, str]:
 def _false_negatives(
     made: Assembled, corpus: VectorCorpus, relevant: Mapping[str, set[str]]
 ) -> tuple[float, dict[str, tuple[int, int, float]]]:
-    """Share of relevant positives; per filter (false negatives, negatives, margin), of queries with judgements."""
+    """Share of relevant positives; per filter (false negatives, negatives, margin), of judged queries."""
     known = [p for p in made.pairs if query_key(p.query) in relevant]
     taboo = taboo_documents(made.pairs, {})
     filters = {"off": MiningRules(filtered=False), "calibrated": MiningRules()}
@@ -346,7 +367,7 @@ def _simulated_rows(
 
 
 def _generated_rows(size: int) -> Iterator[dict[str, Any]]:
-    """Entries with one to three rated documents each, texts included; queries drawn Zipf-like, few are heavy."""
+    """Entries with one to three rated documents each, texts included; queries drawn Zipf-like."""
     rng = random.Random(0)
     words = ["".join(rng.choices("bdfgklmnprstvz", k=1) + rng.choices("aeiou", k=1)) * 2 for _ in range(60)]
     words += [
@@ -384,12 +405,6 @@ class _Stored:
 
     def get_custom_data(self, category: str, key: str | None = None, *, since: datetime | None = None) -> Any:
         return self._rows
-
-
-def _build(folder: Path, rows: list[dict[str, Any]], *, check: bool = True, **parts: Any) -> Any:
-    generator = TrainingDataGenerator(_Stored(rows), Workspace(folder, Settings()), now=lambda: NOW, **parts)
-    built = generator.build(DatasetOptions())
-    return built, check and validate(load_dataset(built.path)).is_valid
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

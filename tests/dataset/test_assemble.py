@@ -111,6 +111,14 @@ def test_fewer_samples_than_asked_for_are_refused_with_both_numbers(options, mes
     assert "have 4" in str(caught.value) or "have 80" in str(caught.value)
 
 
+def test_the_refusal_tells_what_became_of_the_entries():
+    records = [*ratings(3), entry("a", "?", rating=5), entry("b", question(9), rating=5)]
+    with pytest.raises(
+        NotEnoughData, match="Of 5 feedback entries 3 were used; skipped: 1 empty_query, 1 no_documents"
+    ):
+        made(records, DatasetOptions())
+
+
 def test_minimums_are_not_enforced_where_not_asked_for():
     assert made(ratings(3), DatasetOptions(), enforce_minimum=False).pairs
 

@@ -1,4 +1,4 @@
-"""Entries of the system this one follows: no document ids, HTML answers, session 'unknown', one enormous query."""
+"""Entries of the system this one follows: no document ids, HTML answers, one enormous query."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ragtune_mcp.core.feedback.reader import parse_rows
 
 SECTIONS = {
     "docs/cache.md#reset": (
-        "Resetting the cache takes three steps: stop the server, remove the directory named cache below the data "
-        "folder, and start the server again; the first request afterwards takes a little longer than usual."
+        "Resetting the cache takes three steps: stop the server, remove the directory named cache below the "
+        "data folder, and start the server again; the first request afterwards takes a little longer than usual."
     ),
     "docs/backup.md#schedule": (
-        "Backups run every night at two, are kept for thirty days, and are written to the volume that the setting "
-        "backup target names; a failed backup is tried again after one hour and reported in the morning mail."
+        "Backups run every night at two, are kept for thirty days, and are written to the volume that the "
+        "setting backup target names; a failed backup is tried again after one hour and reported by mail."
     ),
     "docs/index.md#build": (
-        "An index is built in the background from every document that changed since the last build, and becomes "
-        "visible to searches in one step when it is complete, never while it is half done."
+        "An index is built in the background from every document that changed since the last build, and "
+        "becomes visible to searches in one step when it is complete, never while it is half done."
     ),
 }
 HTML = "<div class='answer'><h3>Answer</h3><p>{quote}</p><ul><li>Anything else?</li></ul></div>"

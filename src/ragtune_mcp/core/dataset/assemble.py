@@ -12,7 +12,7 @@ rejected under one reason: those of cleaning and judging, and of this stage
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -135,18 +135,21 @@ def assemble(
     splits = _splits(rated.pairs, judged.judgements, groups, options, sources.ledger)
     pairs = in_splits(rated.pairs, groups, splits)
     pairs, apart = _documents_apart(pairs) if options.keep_documents_apart else (pairs, [])
+    used = frozenset(i for pair in pairs for i in pair.feedback_ids)
+    rejected = _account(cleaned.batch.rejected, judged, rated, apart, used)
     if enforce_minimum:
-        _require("positive pairs", sum(p.kind == "positive" for p in pairs), options.min_positive_samples)
+        positives = sum(pair.kind == "positive" for pair in pairs)
+        _require("positive pairs", positives, options.min_positive_samples, used, rejected)
     progress(0.5, f"{len(pairs)} rated pairs in {len(set(groups.values()))} query groups")
     taboo = taboo_documents(pairs, _undecided(rated, groups))
     pairs, mined = _with_hard_negatives(pairs, options, sources.corpus, taboo, progress)
     if enforce_minimum:
         pairs = _topped_up(pairs, options, taboo)
+        negatives = sum(pair.kind in NEGATIVE_KINDS for pair in pairs)
+        _require("negative pairs", negatives, options.min_negative_samples, used, rejected)
     if options.include_synthetic and sources.documents is not None:
         pairs = _merged(pairs, synthetic_pairs(sources.documents.all_texts(), pairs, options.seed))
     check_split(pairs)
-    used = frozenset(i for pair in pairs if pair.rating is not None for i in pair.feedback_ids)
-    rejected = _account(cleaned.batch.rejected, judged, rated, apart, used)
     result = Assembled(
         pairs=tuple(sorted(pairs, key=canonical)),
         judged=judged,
@@ -157,7 +160,7 @@ def assemble(
         mined=mined,
     )
     if enforce_minimum:
-        _require("usable ratings", result.ratings, options.min_ratings)
+        _require("usable ratings", result.ratings, options.min_ratings, used, rejected)
     return result
 
 
@@ -180,10 +183,14 @@ def _with_hard_negatives(
     return _merged(merged, mined.pairs), mined
 
 
-def _require(what: str, have: int, need: int) -> None:
+def _require(what: str, have: int, need: int, used: Collection[str], rejected: Collection[Rejected]) -> None:
     if have < need:
+        reasons = Counter(r.reason for r in rejected)
+        skipped = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items())) or "none"
+        read = len(used) + len(rejected)
         raise NotEnoughData(
-            f"There are {have} {what}; {need} are needed (have {have}, need {need}).",
+            f"There are {have} {what}; {need} are needed (have {have}, need {need}). "
+            f"Of {read} feedback entries {len(used)} were used; skipped: {skipped}.",
             hint="Collect more ratings with record_feedback, raise days_back, or lower the minimum.",
         )
 
@@ -249,8 +256,6 @@ def _topped_up(
     missing = options.min_negative_samples - have
     if 0 < missing <= EASY_SHARE * options.min_negative_samples and any(p.kind == "negative" for p in pairs):
         pairs = _merged(pairs, easy_negatives(pairs, missing, options.seed, taboo=taboo))
-        have = sum(pair.kind in NEGATIVE_KINDS for pair in pairs)
-    _require("negative pairs", have, options.min_negative_samples)
     return pairs
 
 
