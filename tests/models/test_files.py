@@ -70,7 +70,7 @@ def test_a_hub_snapshot_of_links_is_read_through_them(tmp_path):
     assert hash_files(snapshot) == hash_files(blobs)
 
 
-@pytest.mark.parametrize("target", ["/etc/hostname", "model.safetensors", "gone"])
+@pytest.mark.parametrize("target", ["/etc/hostname", "/etc", "model.safetensors", "gone"])
 def test_a_link_in_a_folder_of_ours_is_refused(tmp_path, target):
     folder = make_model(tmp_path)
     (folder / "link.json").symlink_to(target)
