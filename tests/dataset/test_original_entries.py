@@ -15,7 +15,7 @@ from ragtune_mcp.core.feedback.reader import parse_rows
 SECTIONS = {
     "docs/cache.md#reset": (
         "Resetting the cache takes three steps: stop the server, remove the directory named cache below the "
-        "data folder, and start the server again; the first request afterwards takes a little longer than usual."
+        "data folder, and start the server again; the first request after takes a little longer than usual."
     ),
     "docs/backup.md#schedule": (
         "Backups run every night at two, are kept for thirty days, and are written to the volume that the "

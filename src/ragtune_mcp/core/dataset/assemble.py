@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ragtune_mcp.core.dataset.grouping import group_queries
 from ragtune_mcp.core.dataset.negatives import (
@@ -38,7 +38,7 @@ from ragtune_mcp.core.dataset.pairs import (
 from ragtune_mcp.core.dataset.split import SliceLedger, assign_splits, check_split, in_splits
 from ragtune_mcp.core.dataset.synthetic import synthetic_pairs
 from ragtune_mcp.core.errors import NotEnoughData
-from ragtune_mcp.core.feedback.cleaning import clean
+from ragtune_mcp.core.feedback.cleaning import Cleaned, clean
 from ragtune_mcp.core.feedback.judgements import DocumentCatalogue, Judged, JudgementOptions, judge
 from ragtune_mcp.core.feedback.masking import mask
 from ragtune_mcp.core.feedback.records import FeedbackBatch, Judgement, Rejected
@@ -125,6 +125,45 @@ def assemble(
         NotEnoughData: fewer positives, negatives or ratings than the options ask for.
         LeakySplit: a query group stands in two splits (an internal fault, never shipped).
     """
+    base = _rate(batch, options, sources, progress)
+    pairs, used, rejected = base.pairs, base.used, base.rejected
+    if enforce_minimum:
+        positives = sum(pair.kind == "positive" for pair in pairs)
+        _require("positive pairs", positives, options.min_positive_samples, used, rejected)
+    pairs, mined = _with_hard_negatives(pairs, options, sources.corpus, base.taboo, progress)
+    if enforce_minimum:
+        pairs = _topped_up(pairs, options, base.taboo)
+        negatives = sum(pair.kind in NEGATIVE_KINDS for pair in pairs)
+        _require("negative pairs", negatives, options.min_negative_samples, used, rejected)
+    if options.include_synthetic and sources.documents is not None:
+        pairs = _merged(pairs, synthetic_pairs(sources.documents.all_texts(), pairs, options.seed))
+    check_split(pairs)
+    result = Assembled(
+        pairs=tuple(sorted(pairs, key=canonical)),
+        judged=base.judged,
+        rejected=tuple(rejected),
+        entries={r.feedback_id: r.key for r in base.cleaned.batch.records if r.feedback_id in used},
+        read=batch.read,
+        masked=base.cleaned.masked + base.judged.masked,
+        mined=mined,
+    )
+    if enforce_minimum:
+        _require("usable ratings", result.ratings, options.min_ratings, used, rejected)
+    return result
+
+
+class _Rated(NamedTuple):
+    """Rated pairs with their splits, and the account of the entries, which later steps do not change."""
+
+    cleaned: Cleaned
+    judged: Judged
+    pairs: list[TrainingPair]
+    taboo: Mapping[str, set[str]]
+    used: frozenset[str]
+    rejected: list[Rejected]
+
+
+def _rate(batch: FeedbackBatch, options: DatasetOptions, sources: Sources, progress: Progress) -> _Rated:
     cleaned = clean(batch)
     progress(0.2, f"{len(cleaned.batch.records)} of {batch.read} entries are clean")
     how = JudgementOptions(attribute_answers=options.attribute_answers)
@@ -137,31 +176,8 @@ def assemble(
     pairs, apart = _documents_apart(pairs) if options.keep_documents_apart else (pairs, [])
     used = frozenset(i for pair in pairs for i in pair.feedback_ids)
     rejected = _account(cleaned.batch.rejected, judged, rated, apart, used)
-    if enforce_minimum:
-        positives = sum(pair.kind == "positive" for pair in pairs)
-        _require("positive pairs", positives, options.min_positive_samples, used, rejected)
     progress(0.5, f"{len(pairs)} rated pairs in {len(set(groups.values()))} query groups")
-    taboo = taboo_documents(pairs, _undecided(rated, groups))
-    pairs, mined = _with_hard_negatives(pairs, options, sources.corpus, taboo, progress)
-    if enforce_minimum:
-        pairs = _topped_up(pairs, options, taboo)
-        negatives = sum(pair.kind in NEGATIVE_KINDS for pair in pairs)
-        _require("negative pairs", negatives, options.min_negative_samples, used, rejected)
-    if options.include_synthetic and sources.documents is not None:
-        pairs = _merged(pairs, synthetic_pairs(sources.documents.all_texts(), pairs, options.seed))
-    check_split(pairs)
-    result = Assembled(
-        pairs=tuple(sorted(pairs, key=canonical)),
-        judged=judged,
-        rejected=tuple(rejected),
-        entries={r.feedback_id: r.key for r in cleaned.batch.records if r.feedback_id in used},
-        read=batch.read,
-        masked=cleaned.masked + judged.masked,
-        mined=mined,
-    )
-    if enforce_minimum:
-        _require("usable ratings", result.ratings, options.min_ratings, used, rejected)
-    return result
+    return _Rated(cleaned, judged, pairs, taboo_documents(pairs, _undecided(rated, groups)), used, rejected)
 
 
 def _with_hard_negatives(
