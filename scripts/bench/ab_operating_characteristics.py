@@ -1,7 +1,7 @@
 """How often an A/B test is wrong and how often it finds an effect, through the real service path.
 
-Every stream is one test: searches are assigned and logged, feedback is recorded, and the results are read after
-every single rating, all through the database. No shortcut. Run it, one process, with:
+Every stream is one test: searches are assigned and logged, feedback is recorded, and the results are read
+after every single rating, all through the database. No shortcut. Run it, one process, with:
 
     OMP_NUM_THREADS=1 .venv/bin/python scripts/bench/ab_operating_characteristics.py --streams 2000
 
@@ -23,8 +23,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ragtune_mcp.core.database import Database
 from tests.experiment.support import PMF38, PMF42, World, stream, tilted
+
+from ragtune_mcp.core.database import Database
 
 SKEWED = np.array([0.02, 0.02, 0.05, 0.16, 0.75])
 HOURS = 240.0
@@ -65,7 +66,9 @@ def outcome_of(reading) -> str:
     return {"deploy_test_model": "deploy"}.get(reading.recommendation, reading.recommendation)
 
 
-def simulate(scenario: Scenario, streams: int, ratings: int, seed: int, folder: Path) -> tuple[Counter, float]:
+def simulate(
+    scenario: Scenario, streams: int, ratings: int, seed: int, folder: Path
+) -> tuple[Counter, float]:
     """Outcomes of independent streams and the mean number of ratings used."""
     outcomes: Counter = Counter()
     used = 0
@@ -106,12 +109,15 @@ def main() -> None:
     parser.add_argument("--scenario", choices=list(SCENARIOS), action="append")
     options = parser.parse_args()
     print(f"N = {options.ratings} ratings a stream, read after every rating, seed {options.seed}\n")
-    print("| scenario | streams | deploy | worse | equivalent | inconclusive | deploy or worse | mean ratings |")
+    print(
+        "| scenario | streams | deploy | worse | equivalent | inconclusive | deploy or worse | mean ratings |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for name in options.scenario or SCENARIOS:
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            result = simulate(SCENARIOS[name], options.streams, options.ratings, options.seed, Path(folder))
+            place = Path(folder)
+            result = simulate(SCENARIOS[name], options.streams, options.ratings, options.seed, place)
         print(row(SCENARIOS[name], options.streams, *result), flush=True)
         print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
 

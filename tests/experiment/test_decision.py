@@ -102,6 +102,11 @@ CASES = {
     "no p-value at the end": (replace(ENDED, p_fixed=None, interval=None), INCONCLUSIVE, "not available"),
     "a stopped test may not use p_fixed": (replace(STOPPED, p_fixed=0.0001), INCONCLUSIVE, "stopped before"),
     "a stopped test may use p_anytime": (replace(STOPPED, p_anytime=0.01, elapsed_s=60.0), DEPLOY, "better"),
+    "a rule without early looks ignores even p_anytime 0": (
+        replace(RUNNING, p_anytime=0.0, early_alpha=0.0),
+        CONTINUE,
+        "",
+    ),
     "an empty test": (
         replace(RUNNING, rated=(0, 0), difference=None, interval=None, p_fixed=None, p_anytime=1.0),
         CONTINUE,

@@ -162,3 +162,20 @@ def test_the_trajectory_gets_a_point_a_unit_at_first_and_then_every_twentieth(wo
     assert sizes[:40] == list(range(1, 41))
     assert all(b > a for a, b in zip(sizes, sizes[1:], strict=False))
     assert len(sizes) < 120
+
+
+def test_a_correction_of_a_rating_not_yet_settled_is_not_counted_before_it(world):
+    trial = world.start()
+    world.rate("settled", 3)
+    world.clock.forward(minutes=1)
+    served = world.service.search("corrected")
+    world.outcomes.record(served.query_id, 1)
+    world.clock.forward(minutes=5)
+    world.outcomes.record(served.query_id, 5)
+    world.clock.forward(minutes=4, seconds=30)
+    watched = world.report.monitor()
+    assert watched.baseline_metrics["n_rated"] + watched.test_metrics["n_rated"] == 1
+    world.clock.forward(minutes=10)
+    world.report.monitor()
+    frozen = world.report.evidence(trial.test_id).metrics["response_quality"].frozen
+    assert (sum(arm.n for arm in frozen), sum(arm.total for arm in frozen)) == (2, 8.0)

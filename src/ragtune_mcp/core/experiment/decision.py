@@ -86,6 +86,11 @@ class Facts:
     remaining: str
 
     @property
+    def is_evident_early(self) -> bool:
+        """The always-valid p reached its level; never where the rule has no early looks (p may underflow)."""
+        return 0.0 < self.early_alpha >= self.p_anytime
+
+    @property
     def has_enough(self) -> bool:
         """30 rated units in each arm."""
         return min(self.rated) >= MIN_RATED_PER_ARM
@@ -130,7 +135,7 @@ def _harm(facts: Facts) -> list[str]:
         reasons.append("harm stop: 20 to 1 evidence that the test model is worse")
     reasons += [f"guardrail {name} is harmed" for name in facts.guards_in(Guard.HARMED)]
     if facts.difference is not None and facts.difference < 0 and min(facts.rated) >= MIN_TO_STOP_PER_ARM:
-        if facts.p_anytime <= facts.early_alpha:
+        if facts.is_evident_early:
             reasons.append(
                 f"p_anytime {facts.p_anytime:.2g} <= {facts.early_alpha:.2g}: the test model is worse"
             )
@@ -142,7 +147,7 @@ def _wins_early(facts: Facts) -> bool:
         return False
     # The minimum keeps a test from ending before it saw a day; one that is over has nothing left to wait for.
     waited = facts.is_over or facts.elapsed_s >= min(MIN_ELAPSED_S, facts.duration_s)
-    return facts.p_anytime <= facts.early_alpha and waited and not facts.guards_in(Guard.FAILED)
+    return facts.is_evident_early and waited and not facts.guards_in(Guard.FAILED)
 
 
 def _at_the_end(facts: Facts) -> Decision:

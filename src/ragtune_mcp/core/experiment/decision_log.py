@@ -15,6 +15,7 @@ from ragtune_mcp.core.experiment.trials import Trial, end_trial
 BREAKER_IN_A_ROW = 3
 BREAKER_SHARE = 0.05
 BREAKER_MIN_SEARCHES = 20
+BREAKER_WINDOW = 1000
 
 
 def final_decision(conn: sqlite3.Connection, test_id: str) -> Decision | None:
@@ -112,7 +113,7 @@ def break_circuit(conn: sqlite3.Connection, trial: Trial, at: datetime) -> None:
 
 
 def failure_reason(conn: sqlite3.Connection, test_id: str, first_phase: int) -> str:
-    """Why the test version counts as broken: 3 failures in a row, or in over 5 % of at least 20 searches.
+    """Why the test version counts as broken: 3 failures in a row, or over 5 % of its last 20 to 1000 answers.
 
     Args:
         conn: any connection.
@@ -124,8 +125,9 @@ def failure_reason(conn: sqlite3.Connection, test_id: str, first_phase: int) -> 
     """
     rows = conn.execute(
         "SELECT a.failure FROM answers a JOIN exposures e ON e.seq = a.exposure_seq"
-        " WHERE a.test_id = ? AND e.assigned != 'baseline' AND e.phase >= ? ORDER BY a.seq DESC",
-        (test_id, first_phase),
+        " WHERE a.test_id = ? AND e.assigned != 'baseline' AND e.phase >= ?"
+        " ORDER BY a.seq DESC LIMIT ?",
+        (test_id, first_phase, BREAKER_WINDOW),
     ).fetchall()
     failed = sum(1 for row in rows if row["failure"])
     in_a_row = len(rows) >= BREAKER_IN_A_ROW and all(row["failure"] for row in rows[:BREAKER_IN_A_ROW])

@@ -93,6 +93,8 @@ def changes_since(
     does not.
     """
     states = json.dumps(span.states)
+    # Left to itself SQLite reads the whole test by seq to find the few units of a look.
+    source = "outcomes INDEXED BY outcomes_unit" if seq else "outcomes"
     where = "test_id = ? AND state IN (SELECT value FROM json_each(?)) AND (seq <= ? OR state = 'edit')"
     arguments: list[object] = [test_id, states, upto]
     if seq:
@@ -105,13 +107,13 @@ def changes_since(
         arguments.append(json.dumps([row[0] for row in units]))
     by_unit: dict[str, list[Opinion]] = defaultdict(list)
     columns = "unit, seq, submission, query_id, rater, kind, item, value, rank, gap, replaces, state"
-    for row in conn.execute(f"SELECT {columns} FROM outcomes WHERE {where} ORDER BY seq", arguments):
+    for row in conn.execute(f"SELECT {columns} FROM {source} WHERE {where} ORDER BY seq", arguments):
         by_unit[row[0]].append(Opinion(*row[1:]))
     first_exposures = _first_exposures(conn, test_id, list(by_unit) if seq else None, span)
     return [
         _change(first_exposures[unit], opinions, seq, upto)
         for unit, opinions in by_unit.items()
-        if unit in first_exposures
+        if unit in first_exposures and opinions[0].seq <= upto
     ]
 
 

@@ -130,7 +130,7 @@ class AbReport:
 
 
 def _results(trial: Trial, found: Findings, decision: Decision, now: datetime) -> Reading:
-    is_significant = found.p_anytime <= trial.early_alpha
+    is_significant = 0.0 < trial.early_alpha >= found.p_anytime
     if trial.ended_as_planned and found.comparison.p is not None:
         is_significant = is_significant or found.comparison.p <= trial.final_alpha
     low, high = found.comparison.low, found.comparison.high
