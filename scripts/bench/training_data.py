@@ -136,9 +136,9 @@ def bench_evidence(data: Path) -> dict[str, str]:
     head = f"{len(known)} (question, passage) with judgements, {share:.2f} of them gold.\n\n"
     return {
         "evidence": head
-        + _table(("rating", "share among gold", "among others", "log odds", "evidence used"), rows)
+        + table(("rating", "share among gold", "among others", "log odds", "evidence used"), rows)
         + "\n"
-        + _table(("summed evidence E (rounded)", "pairs", "share gold"), pooled)
+        + table(("summed evidence E (rounded)", "pairs", "share gold"), pooled)
     }
 
 
@@ -173,7 +173,7 @@ def bench_account(data: Path) -> dict[str, str]:
     lines += [("passes its validator", "yes" if valid else "NO")]
     lines += [("seconds from ConPort to files (CPU)", f"{took[0]:.1f} ({took[1]:.1f})")]
     lines += [("peak MB (before)", f"{_peak_mb()} ({before})"), ("seconds to load ConPort", f"{loaded:.0f}")]
-    return {"account": _table(("FeedbackQA, CDC and WHO half", ""), lines)}
+    return {"account": table(("FeedbackQA, CDC and WHO half", ""), lines)}
 
 
 def bench_scale(data: Path) -> dict[str, str]:
@@ -193,7 +193,7 @@ def bench_scale(data: Path) -> dict[str, str]:
         "peak MB",
         "of these before the first rule",
     )
-    return {"scale": _table(head, rows)}
+    return {"scale": table(head, rows)}
 
 
 def scale_child(size: int) -> None:
@@ -229,7 +229,7 @@ def bench_mining(data: Path) -> dict[str, str]:
     mined = mine_hard_negatives(pairs, corpus, MiningRules(), taboo={})
     took = time.perf_counter() - start, time.process_time() - cpu
     row = (len(queries), len(documents), len(mined.pairs), f"{took[0]:.1f}", f"{took[1]:.1f}")
-    return {"mining": _table(("queries", "documents", "hard negatives", "seconds", "CPU seconds"), [row])}
+    return {"mining": table(("queries", "documents", "hard negatives", "seconds", "CPU seconds"), [row])}
 
 
 def bench_negatives(data: Path) -> dict[str, str]:
@@ -237,14 +237,14 @@ def bench_negatives(data: Path) -> dict[str, str]:
     rows = []
     for name, noise in (*((n, k) for n in SIMULATED for k in ("mild", "fbqa")), ("feedbackqa", "real")):
         collection = read_collection(data / name)
-        corpus = _encoded(data, name, collection)
+        corpus = encoded(data, name, collection)
         found: dict[str, list[tuple[int, int, float]]] = defaultdict(list)
         positives = []
         for seed in SEEDS if noise != "real" else SEEDS[:1]:
             rows_of = (
                 _feedbackqa_rows(data)
                 if noise == "real"
-                else _simulated_rows(data, collection, corpus, noise, seed)
+                else simulated_rows(data, collection, corpus, noise, seed)
             )
             made = assemble(
                 parse_rows(rows_of, 90, NOW),
@@ -278,7 +278,7 @@ def bench_negatives(data: Path) -> dict[str, str]:
         "calibrated",
         "margins chosen",
     )
-    return {"negatives": _table(head, rows)}
+    return {"negatives": table(head, rows)}
 
 
 def _false_negatives(
@@ -317,7 +317,7 @@ def _relevant(collection: Collection) -> dict[str, set[str]]:
     return relevant
 
 
-def _encoded(data: Path, name: str, collection: Collection) -> VectorCorpus:
+def encoded(data: Path, name: str, collection: Collection) -> VectorCorpus:
     """The collection with vectors of the packaged MiniLM, cached between runs."""
     texts = {query_key(mask(plain_query(text))): text for text in collection.queries.values()}
     if (data / name / "feedback.jsonl").is_file():
@@ -350,7 +350,7 @@ def _feedbackqa_rows(data: Path) -> Iterator[dict[str, Any]]:
         yield _row(f"fqa-{number}", row["query"], f"rater {row['rater']}", documents, comment=row["comment"])
 
 
-def _simulated_rows(
+def simulated_rows(
     data: Path, collection: Collection, corpus: VectorCorpus, noise: str, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Ratings of the base model's top results, drawn from the judgements."""
@@ -421,7 +421,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)]) + "\n"
 
