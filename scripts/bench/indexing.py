@@ -2,10 +2,11 @@
 
     python scripts/bench/indexing.py [--chunks 10000] [--queries 200] [--data DIR]
 
-The plain script is what most people write: `SentenceTransformer.encode` over all texts and one Chroma client.
-Each measurement runs in a process of its own, one after the other, on the same texts: passages of 80 words cut
-from the corpora under DIR (default ../shared/data). Times are wall times from the start of the work to its end,
-after imports and loading; CPU time and peak memory are those of the process, for ours with those of the store.
+The plain script is what most people write: `SentenceTransformer.encode` over all texts and one Chroma
+client. Each measurement runs in a process of its own, one after the other, on the same texts: passages of
+80 words cut from the corpora under DIR (default ../shared/data). Times are wall times from the start of the
+work to its end, after imports and loading; CPU time and peak memory are those of the process, for ours with
+those of the store.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = 80
+WORDS, STRIDE = 80, 50
 BASE, TUNED = "base", "tuned"
 
 
@@ -35,7 +36,7 @@ def passages(data: Path, n: int) -> list[str]:
         for line in corpus.read_text(encoding="utf-8").split("\n"):
             if line:
                 words += json.loads(line)["text"].split()
-        queues.append([" ".join(words[i : i + WORDS]) for i in range(0, len(words), WORDS)])
+        queues.append([" ".join(words[i : i + WORDS]) for i in range(0, len(words), STRIDE)])
     found: dict[str, None] = {}
     for round_ in range(max(map(len, queues))):
         found |= dict.fromkeys(queue[round_] for queue in queues if round_ < len(queue))

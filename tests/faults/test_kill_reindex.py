@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.retrieval.support import HashBag, document
+from tests.retrieval.support import HashBag, document, vector_ids
 
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import NotReady
@@ -90,10 +90,11 @@ class House:
         """Every document has exactly the vector of its present text."""
         collection = self.index.usable("v1", encoder.digest)
         texts = self.documents.all_texts()
-        stored = ChromaVectors(ChromaStore(self.workspace)).get(collection, list(texts))
-        assert stored.keys() == texts.keys()
-        expected = dict(zip(texts, encoder.encode(list(texts.values())), strict=True))
-        assert all(np.allclose(stored[i], expected[i], atol=1e-5) for i in texts)
+        chroma = ChromaVectors(ChromaStore(self.workspace))
+        assert chroma.ids(collection) == vector_ids(texts)
+        for doc_id, text in texts.items():
+            (stored,) = chroma.get(collection, list(vector_ids({doc_id: text}))).values()
+            assert np.allclose(stored, encoder.encode([text])[0], atol=1e-5)
         assert self.index.count("v1") == len(texts)
         assert self.index.is_ready("v1")
 

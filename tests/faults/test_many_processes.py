@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.retrieval.support import HashBag
+from tests.retrieval.support import HashBag, vector_ids
 
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.retrieval.chroma import ChromaVectors
@@ -48,5 +48,5 @@ def test_no_answer_of_another_model_and_no_lost_document(workspace, operations):
         build_collection(index, documents, version, encoder)
         assert index.is_ready(version)
         stored = ChromaVectors(ChromaStore(workspace)).ids(index.usable(version, encoder.digest))
-        assert stored == expected.keys()
+        assert stored == vector_ids(expected)
     db.close()

@@ -7,7 +7,9 @@ import re
 
 import numpy as np
 
+from ragtune_mcp.core.retrieval.catalog import VectorId
 from ragtune_mcp.core.retrieval.documents import Document
+from ragtune_mcp.core.workspace import sha256_text
 
 
 class HashBag:
@@ -44,6 +46,11 @@ class Pool:
 
     def embed_query(self, version, query):
         return self.encoders[version].encode([query])[0]
+
+
+def vector_ids(texts):
+    """What Chroma calls the vectors of these documents: {id: text} -> ids."""
+    return {str(VectorId(i, sha256_text(text))) for i, text in texts.items()}
 
 
 def document(doc_id: str, text: str, *, source: str = "files", origin: str = "") -> Document:

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from tests.retrieval.support import HashBag, document
+from tests.retrieval.support import HashBag, document, vector_ids
 
 from ragtune_mcp.core.errors import IntegrityError, NotReady, WrongEmbedder
-from ragtune_mcp.core.retrieval.catalog import Catalog
+from ragtune_mcp.core.retrieval.catalog import Catalog, VectorId
 from ragtune_mcp.core.retrieval.chroma import ChromaVectors
 from ragtune_mcp.core.retrieval.documents import Scan
 from ragtune_mcp.core.retrieval.index import VectorIndex
@@ -136,7 +136,7 @@ def test_vectors_that_chroma_lost_are_noticed_before_a_collection_serves(index, 
     collection = index.begin("v1", encoder)
     both = list(documents.documents(["a", "b"]).values())
     index.add(collection, encoder.digest, both, encoder.encode([d.text for d in both]), encoded=2, seconds=0)
-    chroma.delete(collection, ["b"])
+    chroma.delete(collection, vector_ids({"b": "two"}))
     assert not index.publish(collection)
     index.repair(collection)
     assert index.pending(collection) == ["b"]
@@ -147,9 +147,10 @@ def test_repair_removes_vectors_that_no_row_vouches_for(index, documents, fill, 
     encoder = HashBag()
     build_collection(index, documents, "v1", encoder)
     collection = index.usable("v1", encoder.digest)
-    chroma.upsert(collection, ["stray"], encoder.encode(["one"]))
+    chroma.upsert(collection, ["stray@0"], encoder.encode(["one"]))
+    assert ask(index, encoder, "one") == ["a"]
     index.repair(collection)
-    assert chroma.ids(collection) == {"a"}
+    assert chroma.ids(collection) == vector_ids({"a": "one"})
 
 
 def test_state_tells_what_completing_would_cost(index, documents, fill):
@@ -184,3 +185,44 @@ def test_pruning_leaves_the_collections_of_other_workspaces(index, documents, fi
     index.prune([])
     assert chroma.exists("somebody-elses")
     chroma.drop("somebody-elses")
+
+
+def test_an_edit_takes_effect_at_once_and_leaves_no_old_vector(index, documents, fill, chroma):
+    fill(a="old words", b="other")
+    encoder = HashBag()
+    build_collection(index, documents, "v1", encoder)
+    fill(a="new words entirely", b="other")
+    build_collection(index, documents, "v1", encoder)
+    collection = index.usable("v1", encoder.digest)
+    assert chroma.ids(collection) == vector_ids({"a": "new words entirely", "b": "other"})
+    (hits,) = index.query("v1", encoder.digest, encoder.encode(["new words entirely"]), 2)
+    assert hits[0] == ("a", pytest.approx(1, abs=1e-5))
+
+
+def test_while_a_text_is_replaced_its_document_is_found_once(index, documents, fill, chroma):
+    fill(a="old words", b="other")
+    encoder = HashBag()
+    build_collection(index, documents, "v1", encoder)
+    collection = index.usable("v1", encoder.digest)
+    chroma.upsert(collection, list(vector_ids({"a": "new words"})), encoder.encode(["new words"]))
+    (hits,) = index.query("v1", encoder.digest, encoder.encode(["new words"]), 5)
+    exact = float((encoder.encode(["old words"]) @ encoder.encode(["new words"]).T)[0, 0])
+    assert hits[0] == ("a", pytest.approx(exact, abs=1e-5))
+    assert [hit.doc_id for hit in hits] == ["a", "b"]
+
+
+def test_a_vector_replaced_during_the_search_still_stands_for_its_document(index, documents, fill, chroma):
+    fill(a="old words", b="other")
+    encoder = HashBag()
+    build_collection(index, documents, "v1", encoder)
+    collection = index.usable("v1", encoder.digest)
+    index._catalog.wrote(collection.name, [VectorId("a", "f" * 64)], 0, 0)
+    assert ask(index, encoder, "old words")[0] == "a"
+
+
+def test_ids_with_any_characters_are_found(index, documents, fill):
+    ids = ["a@b", "c#d~2", "conport:custom_data/Großes Thema/k@1", "x y", "日本語.md#検索"]
+    fill(**{i: f"text of number {n}" for n, i in enumerate(ids)})
+    encoder = HashBag()
+    build_collection(index, documents, "v1", encoder)
+    assert sorted(ask(index, encoder, "text of number", k=9)) == sorted(ids)

@@ -1,5 +1,5 @@
 import pytest
-from tests.retrieval.support import HashBag, Pool, document
+from tests.retrieval.support import HashBag, Pool, document, vector_ids
 
 from ragtune_mcp.core.errors import InvalidInput, JobCancelled, NotReady
 from ragtune_mcp.core.retrieval import reindex
@@ -55,7 +55,7 @@ def test_only_what_changed_is_encoded_and_what_vanished_is_forgotten(index, docu
     report = build_collection(index, documents, "v1", encoder)
     assert sorted(encoder.encoded) == ["changed", "fresh"]
     assert (report.encoded, report.removed, report.total) == (2, 1, 10)
-    assert chroma.ids(index.usable("v1", encoder.digest)) == set(texts)
+    assert chroma.ids(index.usable("v1", encoder.digest)) == vector_ids(texts)
 
 
 def test_equal_texts_are_encoded_once(index, documents, fill):

@@ -44,12 +44,22 @@ class Collection:
     encode_s: float
 
 
-class Twin(NamedTuple):
-    """A stored vector of a text: where it is and whose id it has there."""
+class VectorId(NamedTuple):
+    """Names a vector by its document and the hash of the text it was made from."""
 
-    sha256: str
-    collection: str
     doc_id: str
+    sha256: str
+
+    def __str__(self) -> str:
+        """Its id in Chroma."""
+        return f"{self.doc_id}@{self.sha256[:16]}"
+
+
+class Twin(NamedTuple):
+    """A vector of a text, and the collection it is stored in."""
+
+    collection: str
+    vector: VectorId
 
 
 class Catalog:
@@ -95,9 +105,10 @@ class Catalog:
         sql = f"SELECT d.doc_id {_PENDING} ORDER BY length(d.text) DESC, d.doc_id"
         return [row["doc_id"] for row in self._db.connection.execute(sql, (name,))]
 
-    def orphans(self, name: str) -> list[str]:
-        """Ids that have a vector but no document any more."""
-        return [r["doc_id"] for r in self._db.connection.execute(f"SELECT v.doc_id {_ORPHANS}", (name,))]
+    def orphans(self, name: str) -> list[VectorId]:
+        """Vectors of documents that no longer exist."""
+        rows = self._db.connection.execute(f"SELECT v.doc_id, v.sha256 {_ORPHANS}", (name,))
+        return [VectorId(*row) for row in rows]
 
     def is_complete(self, name: str) -> bool:
         """True when every document has the vector of its present text, and nothing else has one."""
@@ -118,12 +129,13 @@ class Catalog:
         """Documents of the workspace."""
         return int(self._db.connection.execute("SELECT count(*) FROM documents").fetchone()[0])
 
-    def ids(self, name: str) -> set[str]:
-        """Ids that have a vector in the collection."""
-        return {
-            row["doc_id"]
-            for row in self._db.connection.execute("SELECT doc_id FROM vectors WHERE collection = ?", (name,))
-        }
+    def recorded(self, name: str, ids: Sequence[str] | None = None) -> dict[str, str]:
+        """Id -> hash of the text its vector was made from, for these documents or for all."""
+        sql, values = "SELECT doc_id, sha256 FROM vectors WHERE collection = ?", [name]
+        if ids is not None:
+            sql += f" AND doc_id IN ({','.join('?' * len(ids))})"
+            values += ids
+        return {row["doc_id"]: row["sha256"] for row in self._db.connection.execute(sql, values)}
 
     def current(self, ids: Sequence[str]) -> dict[str, str]:
         """Id -> hash of the document's present text, for the ids that exist."""
@@ -137,31 +149,33 @@ class Catalog:
         """One stored vector for each of these texts that the model has already encoded."""
         marks = ",".join("?" * len(hashes))
         rows = self._db.connection.execute(
-            f"""SELECT v.sha256, v.collection, v.doc_id FROM vectors v
+            f"""SELECT v.collection, v.doc_id, v.sha256 FROM vectors v
                 JOIN collections c ON c.name = v.collection
                 WHERE c.digest = ? AND c.state != 'retired' AND v.sha256 IN ({marks})
                 ORDER BY v.collection, v.doc_id""",
             (digest, *hashes),
         )
-        return list({row["sha256"]: Twin(*row) for row in rows}.values())
+        twins = (Twin(name, VectorId(doc_id, sha256)) for name, doc_id, sha256 in rows)
+        return list({twin.vector.sha256: twin for twin in twins}.values())
 
-    def wrote(self, name: str, rows: Iterable[tuple[str, str]], encoded: int, seconds: float) -> None:
-        """Record vectors that Chroma has confirmed, as (id, hash of text), and what encoding them cost."""
+    def wrote(self, name: str, vectors: Iterable[VectorId], encoded: int, seconds: float) -> None:
+        """Record vectors that Chroma confirmed, in place of their documents' former ones, and their cost."""
         with self._db.transaction() as connection:
             connection.executemany(
                 "INSERT OR REPLACE INTO vectors (collection, doc_id, sha256) VALUES (?, ?, ?)",
-                [(name, doc_id, sha256) for doc_id, sha256 in rows],
+                [(name, *vector) for vector in vectors],
             )
             connection.execute(
                 "UPDATE collections SET encoded = encoded + ?, encode_s = encode_s + ? WHERE name = ?",
                 (encoded, seconds, name),
             )
 
-    def forgot(self, name: str, ids: Iterable[str]) -> None:
-        """Record that Chroma no longer has these vectors."""
+    def forgot(self, name: str, vectors: Iterable[VectorId]) -> None:
+        """Take back what was recorded of these vectors."""
         with self._db.transaction() as connection:
             connection.executemany(
-                "DELETE FROM vectors WHERE collection = ? AND doc_id = ?", [(name, doc_id) for doc_id in ids]
+                "DELETE FROM vectors WHERE collection = ? AND doc_id = ? AND sha256 = ?",
+                [(name, *vector) for vector in vectors],
             )
 
     def flip(self, collection: Collection) -> bool:

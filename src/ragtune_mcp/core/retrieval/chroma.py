@@ -32,7 +32,7 @@ class VectorsGone(NotReady):
 
 
 class Neighbour(NamedTuple):
-    """One hit: a document id and its cosine with the query, in [-1, 1]."""
+    """One hit: an id and its cosine with the query, in [-1, 1]."""
 
     doc_id: str
     score: float

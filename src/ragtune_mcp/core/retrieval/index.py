@@ -5,9 +5,11 @@ dimension, so Chroma cannot notice when the query of one meets the documents of 
 therefore carries the digest of its model, in `ragtune.db` and in Chroma's own metadata, and both are
 compared.
 
-Vectors and rows are written together under one file lock per workspace: Chroma first, the row after Chroma
-confirmed. A process killed in between leaves a vector without a row, which the next build writes again;
-never a row that promises a vector of another text.
+A vector is named by its document and the hash of the text it was made from, and never overwritten: the new
+one is written, its row replaces the old one's once Chroma confirmed, the old one is deleted; searches trust
+only what a row vouches for. So an edit takes effect at once and as a whole, a process killed in between
+leaves at worst a vector without a row, which the next build removes, and Chroma is spared updates in place,
+which cost it many times what additions do.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as AbstractCollection
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ import numpy as np
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import Conflict, IntegrityError, NotReady, WrongEmbedder
 from ragtune_mcp.core.models.encoder import Encoder, OnnxEncoder, Vectors
-from ragtune_mcp.core.retrieval.catalog import Catalog, Collection
+from ragtune_mcp.core.retrieval.catalog import Catalog, Collection, VectorId
 from ragtune_mcp.core.retrieval.chroma import REBUILD, ChromaVectors, Neighbour, VectorsGone
 from ragtune_mcp.core.retrieval.documents import Document
 from ragtune_mcp.core.retrieval.store import ChromaStore
@@ -34,6 +36,8 @@ from ragtune_mcp.core.workspace import Workspace
 
 _LOCK_LIMIT_S = 300.0
 _ZERO = 1e-6
+# SQLite allows 32,766 variables in one statement.
+_BATCH = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -111,14 +115,14 @@ class VectorIndex:
         collection = self._serving(version)
         _check_vectors(collection, digest, vectors)
         try:
-            return self._chroma.query(collection, vectors, k)
+            return self._ask(collection, vectors, k)
         except VectorsGone:
             # Another process may have switched to a new collection and dropped this one meanwhile.
             successor = self._serving(version)
             if successor.name == collection.name:
                 raise
             _check_vectors(successor, digest, vectors)
-            return self._chroma.query(successor, vectors, k)
+            return self._ask(successor, vectors, k)
 
     def usable(self, version: str, digest: str) -> Collection | None:
         """The version's serving collection when it belongs to this model and Chroma still has it."""
@@ -186,22 +190,28 @@ class VectorIndex:
             IntegrityError: a vector is not finite or has no direction.
         """
         _check_vectors(collection, digest, vectors)
+        ids = [document.doc_id for document in documents]
         with self._writing():
-            current = self._catalog.current([document.doc_id for document in documents])
-            keep = [i for i, d in enumerate(documents) if current.get(d.doc_id) == d.sha256]
+            current, recorded = self._catalog.current(ids), self._catalog.recorded(collection.name, ids)
+            named = [VectorId(document.doc_id, document.sha256) for document in documents]
+            keep = [
+                i for i, v in enumerate(named) if current.get(v.doc_id) == v.sha256 != recorded.get(v.doc_id)
+            ]
             if keep:
-                rows = [(documents[i].doc_id, documents[i].sha256) for i in keep]
-                self._chroma.upsert(collection, [doc_id for doc_id, _ in rows], vectors[keep])
-                self._catalog.wrote(collection.name, rows, encoded, seconds)
+                written = [named[i] for i in keep]
+                self._chroma.upsert(collection, [str(vector) for vector in written], vectors[keep])
+                self._catalog.wrote(collection.name, written, encoded, seconds)
+                replaced = [VectorId(i, recorded[i]) for i, _ in written if i in recorded]
+                self._chroma.delete(collection, map(str, replaced))
         return len(keep)
 
     def remove_orphans(self, collection: Collection) -> int:
         """Forget the vectors of documents that no longer exist; returns how many."""
         with self._writing():
-            ids = self._catalog.orphans(collection.name)
-            self._chroma.delete(collection, ids)
-            self._catalog.forgot(collection.name, ids)
-        return len(ids)
+            orphans = self._catalog.orphans(collection.name)
+            self._catalog.forgot(collection.name, orphans)
+            self._chroma.delete(collection, map(str, orphans))
+        return len(orphans)
 
     def copies(self, digest: str, hashes: Sequence[str]) -> dict[str, Vectors]:
         """Vectors that this model has already made of these texts: hash of text -> (dimension,) float32."""
@@ -209,13 +219,13 @@ class VectorIndex:
         by_name = {collection.name: collection for collection in self._catalog.all()}
         found: dict[str, Vectors] = {}
         for name in sorted({twin.collection for twin in twins} & by_name.keys()):
-            text_of = {twin.doc_id: twin.sha256 for twin in twins if twin.collection == name}
+            text_of = {str(twin.vector): twin.vector.sha256 for twin in twins if twin.collection == name}
             try:
                 stored = self._chroma.get(by_name[name], list(text_of))
             except VectorsGone:
                 log.info("%s is gone; its texts are encoded again", name)
                 continue
-            found |= {text_of[doc_id]: vector for doc_id, vector in stored.items()}
+            found |= {text_of[vector_id]: vector for vector_id, vector in stored.items()}
         return found
 
     def publish(self, collection: Collection) -> bool:
@@ -235,10 +245,13 @@ class VectorIndex:
         with self._writing():
             if self._matches_store(collection):
                 return
-            stored, recorded = self._chroma.ids(collection), self._catalog.ids(collection.name)
+            stored = self._chroma.ids(collection)
+            recorded = {
+                str(v): v for v in map(VectorId._make, self._catalog.recorded(collection.name).items())
+            }
             log.warning("%s: %d vectors, %d recorded; repairing", collection.name, len(stored), len(recorded))
-            self._chroma.delete(collection, sorted(stored - recorded))
-            self._catalog.forgot(collection.name, recorded - stored)
+            self._catalog.forgot(collection.name, [recorded[i] for i in recorded.keys() - stored])
+            self._chroma.delete(collection, sorted(stored - recorded.keys()))
 
     def prune(self, keep: AbstractCollection[str]) -> list[str]:
         """Delete superseded collections, those of versions not to be kept, and strays of this workspace.
@@ -270,6 +283,17 @@ class VectorIndex:
             log.info("%s is being built by another process and stays", collection.name)
             return False
         return True
+
+    def _ask(self, collection: Collection, vectors: Vectors, k: int) -> list[list[Neighbour]]:
+        found = self._chroma.query(collection, vectors, k)
+        rows = self._recorded(collection, {hit.doc_id.rpartition("@")[0] for row in found for hit in row})
+        return [_vouched(row, rows) for row in found]
+
+    def _recorded(self, collection: Collection, ids: AbstractCollection[str]) -> dict[str, str]:
+        everything, rows = sorted(ids), dict[str, str]()
+        for start in range(0, len(everything), _BATCH):
+            rows |= self._catalog.recorded(collection.name, everything[start : start + _BATCH])
+        return rows
 
     def _serving(self, version: str) -> Collection:
         ready = self._catalog.find(version, "ready")
@@ -316,6 +340,18 @@ class VectorIndex:
                 f"Another process has been writing to the index for {_LOCK_LIMIT_S:.0f} s.",
                 hint="Repeat the call.",
             ) from error
+
+
+def _vouched(hits: Sequence[Neighbour], recorded: Mapping[str, str]) -> list[Neighbour]:
+    """Hits by document, best first; while a text is being replaced the recorded vector counts."""
+    best: dict[str, tuple[bool, float]] = {}
+    for hit in hits:
+        doc_id, _, tag = hit.doc_id.rpartition("@")
+        if doc_id in recorded:
+            verdict = (recorded[doc_id].startswith(tag), hit.score)
+            best[doc_id] = max(best.get(doc_id, verdict), verdict)
+    ranked = [Neighbour(doc_id, score) for doc_id, (_, score) in best.items()]
+    return sorted(ranked, key=lambda hit: (-hit.score, hit.doc_id))
 
 
 def _check_vectors(collection: Collection, digest: str, vectors: Vectors) -> None:
