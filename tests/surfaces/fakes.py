@@ -78,6 +78,9 @@ class FakeCore:
     def close(self) -> None:
         self.closed = True
 
+    def watch_test(self) -> None:
+        pass
+
     def _note(self, verb: str, *args: object, **kwargs: object) -> None:
         self.calls.append((verb, args, kwargs))
 

@@ -6,11 +6,14 @@ from functools import partial
 
 from tests.finetune.tiny import make_corpus, make_dataset, write_model
 from tests.jobs.support import GONE, Recorder
+from tests.models.support import make_encoder, make_model
 
 from ragtune_mcp.core.app import RagTune
 from ragtune_mcp.core.dataset.export import export_pairs
 from ragtune_mcp.core.jobs.worker import run
 from ragtune_mcp.core.pipeline import HANDLERS
+
+BASE = "all-MiniLM-L6-v2"
 
 
 def opened(root):
@@ -44,3 +47,22 @@ def lose_worker(app, job_id):
 def in_conport(app, category):
     """Key -> value of what waits for ConPort."""
     return {row["key"]: row["value"] for row in app.outbox.pending_custom_data(category)}
+
+
+def serve(app, version, *, kind="tuned", gate=None, seed=0):
+    """Register a version with a tiny encoder; searches can use it once it is indexed."""
+    folder = make_model(app.workspace.models / version, weights=version.encode())
+    if kind == "base":
+        model = app.registry.register_base(version, folder)
+    else:
+        model = app.registry.register(version, folder, base_model=BASE, gate=gate)
+    make_encoder(app.encoders.folder(version), model.digest, seed=seed)
+    return version
+
+
+def indexed(app, **arguments):
+    """Index, whether at once or by a job, and return the answer."""
+    answer = app.index_documents(**arguments)
+    if answer.job_id:
+        assert work(app, answer.job_id).status == "completed"
+    return answer

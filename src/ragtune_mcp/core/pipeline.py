@@ -124,7 +124,7 @@ def index_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
         source=spec["source"],
         conport=lambda: app.conport,
     )
-    versions = app.serving_versions() or [model.version]
+    versions = list(dict.fromkeys([model.version, *app.serving_versions()]))
     for version in versions:
         _ensure_encoder(app, ctx, app.registry.get(version))
     apply_plan(
@@ -148,7 +148,7 @@ def export_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
     spec = ctx.job.spec
     model = app.registry.get(spec["version"])
     app.registry.verify(model.version)
-    target = app.workspace.exports / f"{model.version}-{spec['format']}"
+    target = app.workspace.export(model.version, spec["format"], spec["quantization"])
     ctx.progress(0.1, f"writing {spec['format']}")
     if spec["format"] == "onnx":
         return export_onnx(model.path, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
@@ -186,6 +187,11 @@ class Workspace:
     def exports(self) -> Path:
         return self.state / "exports"
 
+    def export(self, version: str, kind: str, quantization: str) -> Path:
+        """Where a version lies in another format; each quantization of an Ollama export has a folder of its own."""
+        name = f"{plain_name(version)}-{kind}"
+        return self.exports / (f"{name}-{quantization}" if kind == "ollama" else name)
+
     @property
     def logs(self) -> Path:
         return self.state / "logs"
@@ -275,6 +281,11 @@ class Workspace:
 def manifest_path(folder: Path) -> Path:
     """`ragtune.json` of a model version's folder: its lineage and the sha256 of every other file."""
     return folder / "ragtune.json"
+
+
+def plain_name(version: str) -> str:
+    """A version id, which may be that of a folder, as one part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", version).strip(".-")
 
 
 def new_id(prefix: str, now: datetime | None = None) -> str:

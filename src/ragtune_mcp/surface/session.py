@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,8 +11,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.to_thread
-
-from ragtune_mcp.core.errors import RagTuneError
 
 if TYPE_CHECKING:
     from ragtune_mcp.core.app import RagTune
@@ -118,11 +115,13 @@ class Session:
             pause = ROUND_EVERY_S
             try:
                 await self.call(_tend_once)
-            except (RagTuneError, sqlite3.Error):
+            except Exception:
+                # The last line of the background: what nobody foresaw must not end the server.
                 log.exception("background round failed; the next one is in %d s", ROUND_EVERY_S)
 
 
 def _tend_once(core: RagTune) -> None:
+    core.watch_test()
     status = core.status()
     if status.outbox_pending:
         result = core.flush_outbox()

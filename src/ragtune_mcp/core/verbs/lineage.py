@@ -58,7 +58,13 @@ class LineageVerbs(ModelVerbs):
         Raises:
             UnknownId: nothing here has that id.
         """
-        lookups = (self._explain_version, self._explain_dataset, self._explain_job, self._explain_test, self._explain_feedback)
+        lookups = (
+            self._explain_version,
+            self._explain_dataset,
+            self._explain_job,
+            self._explain_test,
+            self._explain_feedback,
+        )
         for lookup in lookups:
             found = lookup(identifier)
             if found is not None:
@@ -80,7 +86,9 @@ class LineageVerbs(ModelVerbs):
         return {
             "kind": "version",
             "id": info.version,
-            **info.model_dump(include={"base_model", "dataset_id", "job_id", "digest", "gate", "aliases", "stale"}),
+            **info.model_dump(
+                include={"base_model", "dataset_id", "job_id", "digest", "gate", "aliases", "stale"}
+            ),
             "feedback": {"count": len(ratings), "ids": list(ratings[:_SHOWN])},
             "tests": self._tests_of(info.version),
         }
@@ -97,7 +105,9 @@ class LineageVerbs(ModelVerbs):
             "path": self.workspace.relative(path),
             "statistics": dataset.manifest.get("statistics", {}),
             "feedback": {"count": len(ratings), "ids": ratings[:_SHOWN]},
-            "versions": [model.version for model in self.registry.list() if model.dataset_id == dataset.dataset_id],
+            "versions": [
+                model.version for model in self.registry.list() if model.dataset_id == dataset.dataset_id
+            ],
         }
 
     def _explain_job(self, identifier: str) -> dict[str, Any] | None:
@@ -134,7 +144,12 @@ class LineageVerbs(ModelVerbs):
                     "dataset_id": found.dataset_id,
                     "deleted_in_conport": found.is_stale,
                     "pairs": [
-                        {"query": pair.query, "document_id": pair.document_id, "kind": pair.kind, "split": pair.split}
+                        {
+                            "query": pair.query,
+                            "document_id": pair.document_id,
+                            "kind": pair.kind,
+                            "split": pair.split,
+                        }
                         for pair in found.pairs[:_SHOWN]
                     ],
                 }
@@ -144,4 +159,8 @@ class LineageVerbs(ModelVerbs):
         }
 
     def _tests_of(self, version: str) -> list[str]:
-        return [trial.test_id for trial in self.trials.list() if version in (trial.baseline_version, trial.test_version)]
+        return [
+            trial.test_id
+            for trial in self.trials.list()
+            if version in (trial.baseline_version, trial.test_version)
+        ]

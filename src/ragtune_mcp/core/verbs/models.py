@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import Literal
 
 from ragtune_mcp.core.errors import Conflict, InvalidInput
+from ragtune_mcp.core.models.exporters.ollama import check_name
 from ragtune_mcp.core.models.registry import ModelVersion
-from ragtune_mcp.core.results import ExportResult, GateResult, ModelInfo, ModelList, StatusResult, SwitchResult
+from ragtune_mcp.core.results import (
+    ExportResult,
+    GateResult,
+    ModelInfo,
+    ModelList,
+    StatusResult,
+    SwitchResult,
+)
 from ragtune_mcp.core.verbs.retrieval import RetrievalVerbs
-
+from ragtune_mcp.core.workspace import plain_name
 
 SwitchAction = Literal["promote", "rollback"]
 
@@ -28,7 +36,9 @@ class ModelVerbs(RetrievalVerbs):
         """One registered version."""
         return self._info(self.registry.get(version))
 
-    def promote_model(self, version: str, *, confirm: bool = False, force: bool = False, reason: str = "") -> SwitchResult:
+    def promote_model(
+        self, version: str, *, confirm: bool = False, force: bool = False, reason: str = ""
+    ) -> SwitchResult:
         """Let a version answer all queries; without `confirm` only say what would happen."""
         target = self.registry.resolve(version)
         current = self.champion()
@@ -49,10 +59,23 @@ class ModelVerbs(RetrievalVerbs):
         target = self.registry.resolve(previous)
         if target.version == current:
             raise Conflict(f"{target.version} is already the champion.", hint="See list_models.")
+        if all(
+            target.version not in (each.before, each.after)
+            for each in self.registry.audit.entries(subject="champion")
+        ):
+            raise Conflict(
+                f"{target.version} never was the champion, so nothing can be rolled back to it.",
+                hint=f"Call promote_model with version={target.version!r}.",
+            )
         return self._switch("rollback", current, target.version, self._check(target), confirm, reason)
 
     def export_model(
-        self, version: str, *, format: Literal["ollama", "onnx"] = "ollama", name: str = "", quantization: str = "f16"
+        self,
+        version: str,
+        *,
+        format: Literal["ollama", "onnx"] = "ollama",
+        name: str = "",
+        quantization: str = "f16",
     ) -> ExportResult:
         """Write a version in another format, in the background, and check that it gives the same vectors."""
         model = self.registry.resolve(version)
@@ -60,10 +83,11 @@ class ModelVerbs(RetrievalVerbs):
             raise InvalidInput(f"format {format!r} is not one of 'ollama', 'onnx'.")
         if quantization not in ("f16", "q8_0", "f32"):
             raise InvalidInput(f"quantization {quantization!r} is not one of 'f16', 'q8_0', 'f32'.")
+        name = name or f"ragtune-{plain_name(model.version)}".lower()
+        check_name(name)
         self.registry.verify(model.version)
-        job = self.submit(
-            "export",
-            {"version": model.version, "format": format, "name": name or f"ragtune-{model.version}".lower(), "quantization": quantization},
+        job = self.submit_once(
+            "export", {"version": model.version, "format": format, "name": name, "quantization": quantization}
         )
         return ExportResult(
             version=model.version,
@@ -93,12 +117,7 @@ class ModelVerbs(RetrievalVerbs):
         return __version__
 
     def _check(self, target: ModelVersion) -> list[str]:
-        trial = self.trials.active()
-        if trial is not None:
-            raise Conflict(
-                f"Test {trial.test_id} is running.",
-                hint=f"Read ab_results; stop it with stop_ab_test(test_id={trial.test_id!r}, reason=...) before switching.",
-            )
+        self._refuse_during_test()
         self.registry.verify(target.version)
         self.require_index(target)
         self.encoders.check(target.version)
@@ -108,6 +127,14 @@ class ModelVerbs(RetrievalVerbs):
             f"index complete: {self.index.count(target.version)} documents",
             "no test is running",
         ]
+
+    def _refuse_during_test(self) -> None:
+        trial = self.trials.active()
+        if trial is not None:
+            raise Conflict(
+                f"Test {trial.test_id} is running.",
+                hint=f"Read ab_results; stop it with stop_ab_test(test_id={trial.test_id!r}, reason=...) before switching.",
+            )
 
     def _switch(
         self, action: SwitchAction, current: str, target: str, checks: list[str], confirm: bool, reason: str
@@ -119,14 +146,25 @@ class ModelVerbs(RetrievalVerbs):
                 to_version=target,
                 changed=False,
                 checks=checks,
-                will_change=[f"champion: {current} -> {target}", "all searches use the new index at once", "a decision is logged in ConPort"],
+                will_change=[
+                    f"champion: {current} -> {target}",
+                    "all searches use the new index at once",
+                    "a decision is logged in ConPort",
+                ],
                 next_step=f"Repeat {action}_model with confirm=true to do it.",
             )
         with self.db.transaction():
             if self.registry.alias("champion") != current:
-                raise Conflict("Another process changed the champion meanwhile.", hint="See list_models and repeat.")
+                raise Conflict(
+                    "Another process changed the champion meanwhile.", hint="See list_models and repeat."
+                )
+            self._refuse_during_test()
             entry = self.registry.set_alias(
-                "champion", target, actor="user", reason=reason, action="rollback" if action == "rollback" else "set"
+                "champion",
+                target,
+                actor="user",
+                reason=reason,
+                action="rollback" if action == "rollback" else "set",
             )
             if self.registry.alias("challenger") == target:
                 self.registry.clear_alias("challenger", actor=action, reason="promoted")
@@ -159,7 +197,9 @@ class ModelVerbs(RetrievalVerbs):
             job_id=model.job_id,
             metrics=dict(model.metrics),
             gate=GateResult(**model.gate) if model.gate else None,
-            aliases=[alias for alias in ("champion", "challenger") if self.registry.alias(alias) == model.version],
+            aliases=[
+                alias for alias in ("champion", "challenger") if self.registry.alias(alias) == model.version
+            ],
             indexed=self.index.is_ready(model.version),
             stale=model.stale,
         )

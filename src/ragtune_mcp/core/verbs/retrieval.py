@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from ragtune_mcp.core.errors import InvalidInput, RagTuneError
+from ragtune_mcp.core.errors import InvalidInput, NotReady, RagTuneError
+from ragtune_mcp.core.jobs.job import FINAL
 from ragtune_mcp.core.results import FeedbackRecorded, IndexResult, SearchResult, SearchResults
 from ragtune_mcp.core.retrieval.documents import IndexPlan
 from ragtune_mcp.core.retrieval.reindex import apply_plan, plan_index
@@ -21,15 +22,18 @@ class RetrievalVerbs(TrialVerbs):
 
     def index_documents(self, *, paths: Sequence[str] = (), source: str = "files") -> IndexResult:
         """Bring the index up to date with files, ConPort items or a Chroma collection of the user's own."""
-        plan = plan_index(self.workspace, self.documents, paths=tuple(paths), source=source, conport=lambda: self.conport)
-        champion = self.registry.alias("champion")
-        complete = champion is not None and self.index.is_ready(champion)
-        if complete and not plan.changes and not plan.moved:
+        plan = plan_index(
+            self.workspace, self.documents, paths=tuple(paths), source=source, conport=lambda: self.conport
+        )
+        versions = self.serving_versions()
+        is_complete = bool(versions) and all(self.has_index(version) for version in versions)
+        if is_complete and not plan.changes and not plan.moved:
             return _indexed(plan, "Everything is up to date.")
-        if complete and self.encoders.is_ready(str(champion)) and plan.changes <= _INLINE_CHUNKS:
-            apply_plan(plan, self.documents, self.index, self.encoders, self.serving_versions())
+        if is_complete and plan.changes <= _INLINE_CHUNKS and self._are_loaded(versions):
+            apply_plan(plan, self.documents, self.index, self.encoders, versions)
             return _indexed(plan, "The index is up to date.")
-        job = self.submit("index", {"paths": list(paths), "source": source})
+        # A job that already runs may have read the files before their last change.
+        job = self.submit_once("index", {"paths": list(paths), "source": source}, unless=(*FINAL, "running"))
         return _indexed(
             plan,
             "Indexing runs in the background; the counts are its plan.",
@@ -47,7 +51,10 @@ class RetrievalVerbs(TrialVerbs):
         served = self.service.search(query, k, unit_id)
         return SearchResults(
             query_id=served.query_id,
-            results=[SearchResult(id=h.id, text=h.text, source=h.source, rank=h.rank, score=round(h.score, 4)) for h in served.hits],
+            results=[
+                SearchResult(id=h.id, text=h.text, source=h.source, rank=h.rank, score=round(h.score, 4))
+                for h in served.hits
+            ],
             next_step=f"After using them, call record_feedback with query_id={served.query_id!r}.",
         )
 
@@ -87,25 +94,50 @@ class RetrievalVerbs(TrialVerbs):
             stored_in=["ragtune", "conport (queued)"],
             duplicate=recorded.is_duplicate,
             ready_to_train={"have": have, "need": need},
-            warnings=["The test this search belonged to is decided; the rating trains but does not count in it."]
+            warnings=[
+                "The test this search belonged to is decided; the rating trains but does not count in it."
+            ]
             if recorded.is_late
             else [],
-            next_step="Call generate_training_data." if have >= need else f"{need - have} more ratings before training pays.",
+            next_step="Call generate_training_data."
+            if have >= need
+            else f"{need - have} more ratings before training pays.",
         )
 
     def serving_versions(self) -> list[str]:
-        """Versions whose index must stay current: the champion, the challenger, and both variants of a test."""
-        trial = self.trials.active()
-        named = [self.registry.alias("champion"), self.registry.alias("challenger")]
-        named += [trial.baseline_version, trial.test_version] if trial else []
-        return list(dict.fromkeys(v for v in named if v and (v == named[0] or self.index.count(v))))
+        """Versions whose index must stay current, the champion first; empty while nothing serves.
+
+        With the champion: the one before it, so that a roll-back needs no rebuilding, the challenger, and both
+        variants of a test, as far as they have an index.
+        """
+        champion, trial = self.registry.alias("champion"), self.trials.active()
+        if champion is None:
+            return []
+        others = [self.registry.previous_champion(), self.registry.alias("challenger")]
+        others += [trial.baseline_version, trial.test_version] if trial else []
+        return list(dict.fromkeys([champion, *(v for v in others if v and self.index.count(v))]))
+
+    def _are_loaded(self, versions: Sequence[str]) -> bool:
+        # Asked before the documents are stored: an encoder that is missing then would leave its index behind.
+        if not self.encoders.is_ready(versions[0]):
+            return False
+        try:
+            for version in versions:
+                self.encoders.get(version, wait_s=_WARM_UP_S)
+        except NotReady:
+            return False
+        return True
 
     def feedback_count(self) -> int:
         """Ratings available for training: delivered to ConPort as far as known without starting it, plus queued."""
-        return (self.conport.count_custom_data("UserFeedback") or 0) + len(self.outbox.pending_custom_data("UserFeedback"))
+        return (self.conport.count_custom_data("UserFeedback") or 0) + len(
+            self.outbox.pending_custom_data("UserFeedback")
+        )
 
 
-def _indexed(plan: IndexPlan, message: str, *, job_id: str | None = None, next_step: str = "Call search.") -> IndexResult:
+def _indexed(
+    plan: IndexPlan, message: str, *, job_id: str | None = None, next_step: str = "Call search."
+) -> IndexResult:
     return IndexResult.model_validate(
         {**plan.counts(), "message": message, "job_id": job_id, "next_step": next_step}
     )

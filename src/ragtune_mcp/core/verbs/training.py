@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ragtune_mcp.core.dataset.export import find_dataset, load_dataset
 from ragtune_mcp.core.dataset.generator import TrainingDataGenerator
+from ragtune_mcp.core.dataset.lineage import mark_stale
 from ragtune_mcp.core.dataset.options import DatasetOptions
-from ragtune_mcp.core.errors import FeatureDisabled, InvalidInput, NotEnoughData, UnknownId
+from ragtune_mcp.core.errors import (
+    ConPortUnavailable,
+    FeatureDisabled,
+    InvalidInput,
+    NotEnoughData,
+    UnknownId,
+)
 from ragtune_mcp.core.feedback.conport import ConPortClient
+from ragtune_mcp.core.feedback.parsing import CATEGORY
 from ragtune_mcp.core.finetune.base import resolve_base_model
 from ragtune_mcp.core.finetune.config import FineTuningConfig
-from ragtune_mcp.core.jobs.job import Job, JobKind
+from ragtune_mcp.core.jobs.job import FINAL, Job, JobKind, JobState
 from ragtune_mcp.core.parts import Parts
 from ragtune_mcp.core.results import (
     CancelResult,
@@ -60,9 +68,22 @@ class TrainingVerbs(Parts):
             training_data_path=self.workspace.relative(built.path),
             dataset_id=built.dataset_id,
             statistics=DatasetStatistics(**built.statistics),
-            warnings=list(built.warnings),
+            warnings=[*built.warnings, *self._mark_withdrawn()],
             next_step=f"Call start_finetune with dataset_id={built.dataset_id!r}.",
         )
+
+    def _mark_withdrawn(self) -> list[str]:
+        """Note which data sets and versions rest on ratings that were deleted in ConPort; in words."""
+        present = {row["key"] for row in self.outbox.pending_custom_data(CATEGORY)}
+        try:
+            present |= {row["key"] for row in self.conport.get_custom_data(CATEGORY)}
+        except ConPortUnavailable as error:
+            return [f"Ratings deleted in ConPort were not looked for: {error.message}"]
+        gone = sorted({i for ids in mark_stale(self.workspace.training_data, present).values() for i in ids})
+        versions = sorted({version for each in gone for version in self.registry.mark_stale(each)})
+        if not versions:
+            return []
+        return [f"{len(gone)} ratings used before were deleted in ConPort; stale: {', '.join(versions)}."]
 
     def generator(self, conport: ConPortClient | None = None) -> TrainingDataGenerator:
         """The data set generator over the feedback of a ConPort and, where documents are indexed, the index."""
@@ -139,10 +160,12 @@ class TrainingVerbs(Parts):
         """Store a job and start its process, or leave it queued behind another of its kind."""
         return self.jobs.submit(kind, spec)
 
-    def submit_once(self, kind: JobKind, spec: dict[str, Any]) -> Job:
-        """As `submit`, but a job with the same input that waits or runs is that job."""
+    def submit_once(
+        self, kind: JobKind, spec: dict[str, Any], *, unless: Collection[JobState] = FINAL
+    ) -> Job:
+        """As `submit`, but an earlier job with the same input is that job, unless it is in one of these states."""
         found = self.jobs.same(kind, spec)
-        return self.submit(kind, spec) if found is None or found.is_final else found
+        return self.submit(kind, spec) if found is None or found.state in unless else found
 
     def job_status(self, job_id: str, wait_s: float = 0) -> JobStatusResult:
         """State of a job, after at most `wait_s` seconds of waiting for its end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,16 +37,24 @@ class TrialVerbs(TrainingVerbs):
     ) -> AbTestStarted:
         """Check both models and their indexes, then send the share `traffic_split` of queries to the test model."""
         if not self.settings.ab_testing_enabled:
-            raise FeatureDisabled("A/B testing is switched off by AB_TESTING_ENABLED=false.", hint="Set AB_TESTING_ENABLED=true.")
+            raise FeatureDisabled(
+                "A/B testing is switched off by AB_TESTING_ENABLED=false.",
+                hint="Set AB_TESTING_ENABLED=true.",
+            )
         baseline = self.registry.resolve(baseline_model or self.champion())
         test = self.registry.resolve(test_model or self._challenger())
         if baseline.version == test.version:
-            raise InvalidInput(f"baseline_model and test_model are both {test.version!r}.", hint="Name two different versions; see list_models.")
+            raise InvalidInput(
+                f"baseline_model and test_model are both {test.version!r}.",
+                hint="Name two different versions; see list_models.",
+            )
+        if baseline.version != self.champion():
+            self.require_gate(baseline, force, reason)
         forced = self.require_gate(test, force, reason)
         for model in (baseline, test):
             self.registry.verify(model.version)
             self.require_index(model)
-        trial = self.trials.start(
+        trial = self._start(
             baseline.version,
             test.version,
             split=self.settings.ab_test_traffic_split if traffic_split is None else traffic_split,
@@ -57,7 +66,6 @@ class TrialVerbs(TrainingVerbs):
             alpha=self.settings.ab_test_significance_level,
             salt=self.settings.ragtune_ab_salt,
         )
-        self._log_trial(trial, {"status": "active"})
         return AbTestStarted(
             test_id=trial.test_id,
             status="active",
@@ -70,14 +78,21 @@ class TrialVerbs(TrainingVerbs):
     def ab_results(self, test_id: str = "") -> AbResults:
         """Where a test stands now; may be read after every rating without inflating its error rates."""
         answer = _result(self.ab_report.results(test_id))
-        if answer.status != "active":
-            self._log_trial(self.trials.get(answer.test_id), answer.model_dump(mode="json"))
+        self._log_end_of_trial(answer)
         return answer
+
+    def watch_test(self) -> None:
+        """Look at the running test unasked, so that harm, a win or its planned end is acted on and told."""
+        reading = self.ab_report.monitor()
+        if reading is not None:
+            self._log_end_of_trial(_result(reading))
 
     def stop_ab_test(self, test_id: str, reason: str) -> AbResults:
         """End a test early; the baseline serves all queries again."""
         if not reason.strip():
-            raise InvalidInput("reason is empty.", hint="Say in a few words why the test ends; it is kept with the test.")
+            raise InvalidInput(
+                "reason is empty.", hint="Say in a few words why the test ends; it is kept with the test."
+            )
         self.trials.stop(test_id, reason)
         return self.ab_results(test_id)
 
@@ -86,7 +101,9 @@ class TrialVerbs(TrainingVerbs):
         identifier = self._trial_id(test_id)
         target = self.workspace.plots / f"{identifier}.svg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(effect_svg(self.trials.get(identifier), self.ab_report.evidence(identifier)), encoding="utf-8")
+        target.write_text(
+            effect_svg(self.trials.get(identifier), self.ab_report.evidence(identifier)), encoding="utf-8"
+        )
         return target
 
     def require_gate(self, model: ModelVersion, force: bool, reason: str) -> str:
@@ -112,14 +129,20 @@ class TrialVerbs(TrainingVerbs):
                 hint="Collect more ratings and train again, or pass force=true with a reason.",
             )
         if not reason.strip():
-            raise InvalidInput("force=true needs a reason.", hint="Say why the gate's verdict is overridden; it is recorded.")
+            raise InvalidInput(
+                "force=true needs a reason.", hint="Say why the gate's verdict is overridden; it is recorded."
+            )
         return reason
 
+    def has_index(self, version: str) -> bool:
+        """True when a version can answer searches: its collection is complete and its encoder exported."""
+        return self.index.is_ready(version) and self.encoders.folder(version).is_dir()
+
     def require_index(self, model: ModelVersion) -> None:
-        """Raise NotReady, starting the missing index job, unless the version's collection is complete."""
-        if self.index.is_ready(model.version):
+        """Raise NotReady, starting the missing index job, unless the version can answer searches."""
+        if self.has_index(model.version):
             return
-        job = self.submit("index", {"version": model.version})
+        job = self.submit_once("index", {"version": model.version})
         raise NotReady(
             f"The index of {model.version} is not built yet; job {job.job_id} builds it.",
             hint=f"Call job_status with job_id={job.job_id!r} and wait_s=30 until completed, then repeat this call.",
@@ -131,11 +154,31 @@ class TrialVerbs(TrainingVerbs):
     def _challenger(self) -> str:
         version = self.registry.alias("challenger")
         if version is None:
-            raise InvalidInput("test_model is empty and there is no challenger.", hint="Call start_finetune first, or name a version from list_models.")
+            raise InvalidInput(
+                "test_model is empty and there is no challenger.",
+                hint="Call start_finetune first, or name a version from list_models.",
+            )
         return version
+
+    def _start(self, baseline: str, test: str, **plan: Any) -> Trial:
+        with self.db.transaction():
+            trial = self.trials.start(baseline, test, **plan)
+            self._log_trial(trial, {})
+        return trial
+
+    def _log_end_of_trial(self, answer: AbResults) -> None:
+        # Only what is new: people read the results of an ended test as often as they like.
+        if answer.status != "active" and self._told.get(answer.test_id) != answer:
+            self._log_trial(self.trials.get(answer.test_id), answer.model_dump(mode="json"))
+            self._told[answer.test_id] = answer
 
     def _log_trial(self, trial: Trial, outcome: dict[str, object]) -> None:
         self.outbox.put_custom_data("ABTests", trial.test_id, {**summary(trial), **outcome})
+
+    @cached_property
+    def _told(self) -> dict[str, AbResults]:
+        """The results of ended tests that ConPort was told by this process."""
+        return {}
 
 
 def _result(reading: Reading) -> AbResults:

@@ -70,10 +70,7 @@ def export_ollama(
             the model (code "unsupported_model").
         ExportMismatch: the file does not give the source's vectors; nothing is written.
     """
-    if not _NAME.fullmatch(name):
-        raise InvalidInput(
-            f"{name!r} is no name for an Ollama model.", hint="Use letters, digits, '.', '_' and '-'."
-        )
+    check_name(name)
     if quantization not in THRESHOLDS:
         raise InvalidInput(f"quantization {quantization!r} is not one of {sorted(THRESHOLDS)}.")
     source = read_bert(model_folder)
@@ -90,6 +87,14 @@ def export_ollama(
     finally:
         shutil.rmtree(half.folder, ignore_errors=True)
     return report
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidInput unless Ollama takes the name for a model."""
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{name!r} is no name for an Ollama model.", hint="Use letters, digits, '.', '_' and '-'."
+        )
 
 
 def _check(

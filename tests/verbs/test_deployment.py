@@ -1,0 +1,150 @@
+"""Indexing, testing, promoting and rolling back on a real vector store with tiny encoders."""
+
+import pytest
+from tests.verbs.support import BASE, in_conport, indexed, opened, serve, work
+
+from ragtune_mcp.core.errors import Conflict, GateBlocked, InvalidInput, NotReady
+
+BLOCK = {"verdict": "block", "reasons": ["worse by 0.1"], "details": {}}
+
+
+@pytest.fixture
+def app(tmp_path):
+    app = opened(tmp_path)
+    serve(app, BASE, kind="base")
+    for name, text in (("a", "how do i roll back"), ("b", "index search"), ("c", "rating model")):
+        (tmp_path / f"{name}.md").write_text(f"# {name}\n\n{text}\n")
+    indexed(app, paths=["*.md"])
+    yield app
+    app.stop_store()
+    app.close()
+
+
+def build(app, version):
+    """The collection of a version, as its fine-tuning job builds it."""
+    with pytest.raises(NotReady):
+        app.require_index(app.registry.get(version))
+    assert work(app, app.jobs.list(1)[0].job_id).status == "completed"
+    return version
+
+
+def add_document(app, name="d"):
+    (app.workspace.root / f"{name}.md").write_text(f"# {name}\n\ndeployment of a model {name}\n")
+
+
+def test_a_roll_back_is_one_call_though_documents_changed_since(app):
+    build(app, serve(app, "one", seed=1))
+    app.promote_model("one", confirm=True)
+    add_document(app)
+    indexed(app, paths=["*.md"])
+    assert app.rollback_model(confirm=True).to_version == BASE
+    assert len(app.search("deployment", k=9).results) == 4
+
+
+def test_an_index_that_fell_behind_is_caught_up_by_the_next_call(app):
+    build(app, serve(app, "one", seed=1))
+    app.registry.set_alias("challenger", "one", actor="test", reason="")
+    # As a process leaves it that was killed after it brought the champion up to date.
+    with app.db.transaction() as connection:
+        connection.execute("DELETE FROM vectors WHERE doc_id LIKE 'a.md%' AND collection IN"
+                           " (SELECT name FROM collections WHERE version='one')")  # fmt: skip
+    assert not app.index.is_ready("one")
+    assert indexed(app, paths=["*.md"]).job_id
+    assert app.index.is_ready("one")
+    assert app.index_documents(paths=["*.md"]).message == "Everything is up to date."
+
+
+def test_a_small_change_is_indexed_at_once_for_the_challenger_too(app):
+    build(app, serve(app, "one", seed=1))
+    app.registry.set_alias("challenger", "one", actor="test", reason="")
+    app.search("index")
+    add_document(app)
+    assert app.index_documents(paths=["*.md"]).job_id is None
+    assert app.index.is_ready(BASE)
+    assert app.index.is_ready("one")
+
+
+def test_asking_again_while_a_job_waits_starts_no_second_one(app):
+    serve(app, "one", seed=1)
+    for _ in range(3):
+        with pytest.raises(NotReady):
+            app.promote_model("one")
+    assert app.export_model("one").job_id == app.export_model("one").job_id
+    assert app.export_model("one", quantization="f32").job_id != app.export_model("one").job_id
+    assert [job.kind for job in app.jobs.list()].count("index") == 2  # the first indexing and this one
+
+
+def test_a_file_that_changes_while_an_index_job_runs_is_not_missed(app):
+    serve(app, "one", seed=1)
+    app.encoders.get(BASE)
+    for number in range(70):
+        add_document(app, f"n{number}")
+    first = app.index_documents(paths=["*.md"])
+    assert app.index_documents(paths=["*.md"]).job_id == first.job_id
+    assert app.jobs.claim(first.job_id)
+    assert app.index_documents(paths=["*.md"]).job_id != first.job_id
+
+
+def test_a_roll_back_leads_only_to_a_version_that_has_served(app):
+    build(app, serve(app, "bad", gate=BLOCK, seed=1))
+    with pytest.raises(Conflict, match="never was the champion"):
+        app.rollback_model("bad", confirm=True)
+    assert app.champion() == BASE
+
+
+def test_a_blocked_version_serves_neither_as_test_nor_as_baseline_unless_forced(app):
+    build(app, serve(app, "bad", gate=BLOCK, seed=1))
+    for models in ({"baseline_model": "bad", "test_model": BASE}, {"test_model": "bad"}):
+        with pytest.raises(GateBlocked):
+            app.start_ab_test(**models)
+    assert app.start_ab_test(test_model="bad", force=True, reason="to see it").test_id
+
+
+def test_an_ended_test_is_told_to_conport_once_however_often_it_is_read(app):
+    build(app, serve(app, "one", seed=1))
+    test_id = app.start_ab_test(test_model="one").test_id
+    assert in_conport(app, "ABTests")[test_id]["status"] == "active"
+    app.stop_ab_test(test_id, "enough")
+    assert in_conport(app, "ABTests")[test_id]["status"] == "stopped"
+    with app.db.transaction() as connection:
+        connection.execute("DELETE FROM outbox")  # delivered
+    app.ab_results(test_id)
+    app.watch_test()
+    assert app.outbox.pending() == 0
+
+
+def test_a_test_nobody_reads_is_decided_and_told_all_the_same(app):
+    build(app, serve(app, "one", seed=1))
+    test_id = app.start_ab_test(test_model="one", duration_hours=1).test_id
+    with app.db.transaction() as connection:
+        connection.execute("UPDATE trials SET started_at='2026-01-01T00:00:00.000000Z',"
+                           " ends_at='2026-01-01T01:00:00.000000Z'")  # fmt: skip
+    app.watch_test()
+    assert in_conport(app, "ABTests")[test_id]["status"] == "completed"
+
+
+def test_no_switch_while_a_test_runs(app):
+    build(app, serve(app, "one", seed=1))
+    app.start_ab_test(test_model="one")
+    with pytest.raises(Conflict, match="is running"):
+        app.promote_model("one", confirm=True)
+
+
+def test_a_version_without_its_encoder_is_given_one_before_it_serves(app):
+    build(app, serve(app, "one", seed=1))
+    app.encoders.folder("one").rename(app.workspace.root / "elsewhere")
+    with pytest.raises(NotReady):
+        app.start_ab_test(test_model="one")
+
+
+def test_a_name_that_ollama_does_not_take_is_refused_before_a_job_starts(app):
+    jobs = len(app.jobs.list())
+    with pytest.raises(InvalidInput, match="no name"):
+        app.export_model(BASE, name="bad name!")
+    assert len(app.jobs.list()) == jobs
+
+
+def test_a_base_model_that_is_a_folder_has_an_export_name(app):
+    serve(app, "./mine", kind="base")
+    job = app.jobs.get(app.export_model("./mine").job_id)
+    assert job.spec["name"] == "ragtune-mine"
