@@ -129,12 +129,12 @@ def assemble(
     pairs, used, rejected = base.pairs, base.used, base.rejected
     if enforce_minimum:
         positives = sum(pair.kind == "positive" for pair in pairs)
-        _require("positive pairs", positives, options.min_positive_samples, used, rejected)
+        require_enough("positive pairs", positives, options.min_positive_samples, len(used), rejected)
     pairs, mined = _with_hard_negatives(pairs, options, sources.corpus, base.taboo, progress)
     if enforce_minimum:
         pairs = _topped_up(pairs, options, base.taboo)
         negatives = sum(pair.kind in NEGATIVE_KINDS for pair in pairs)
-        _require("negative pairs", negatives, options.min_negative_samples, used, rejected)
+        require_enough("negative pairs", negatives, options.min_negative_samples, len(used), rejected)
     if options.include_synthetic and sources.documents is not None:
         pairs = _merged(pairs, synthetic_pairs(sources.documents.all_texts(), pairs, options.seed))
     check_split(pairs)
@@ -148,8 +148,32 @@ def assemble(
         mined=mined,
     )
     if enforce_minimum:
-        _require("usable ratings", result.ratings, options.min_ratings, used, rejected)
+        require_enough("usable ratings", result.ratings, options.min_ratings, len(used), rejected)
     return result
+
+
+def require_enough(what: str, have: int, need: int, used: int, rejected: Collection[Rejected]) -> None:
+    """Refuse when there are fewer samples than needed.
+
+    Args:
+        what: the samples, as in "positive pairs".
+        have: how many there are.
+        need: how many there must be.
+        used: entries that can be used.
+        rejected: entries that cannot; their reasons stand in the message.
+
+    Raises:
+        NotEnoughData: `have` is below `need`.
+    """
+    if have >= need:
+        return
+    reasons = Counter(r.reason for r in rejected)
+    skipped = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items())) or "none"
+    raise NotEnoughData(
+        f"There are {have} {what}; {need} are needed (have {have}, need {need}). "
+        f"Of {used + len(rejected)} feedback entries {used} were used; skipped: {skipped}.",
+        hint="Collect more ratings with record_feedback, raise days_back, or lower the minimum.",
+    )
 
 
 class _Rated(NamedTuple):
@@ -197,18 +221,6 @@ def _with_hard_negatives(
         merged, corpus, rules, taboo=taboo, progress=lambda share, what: progress(0.5 + 0.4 * share, what)
     )
     return _merged(merged, mined.pairs), mined
-
-
-def _require(what: str, have: int, need: int, used: Collection[str], rejected: Collection[Rejected]) -> None:
-    if have < need:
-        reasons = Counter(r.reason for r in rejected)
-        skipped = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items())) or "none"
-        read = len(used) + len(rejected)
-        raise NotEnoughData(
-            f"There are {have} {what}; {need} are needed (have {have}, need {need}). "
-            f"Of {read} feedback entries {len(used)} were used; skipped: {skipped}.",
-            hint="Collect more ratings with record_feedback, raise days_back, or lower the minimum.",
-        )
 
 
 def _splits(

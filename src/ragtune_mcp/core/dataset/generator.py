@@ -11,14 +11,13 @@ from typing import Any
 
 from ragtune_mcp.core.clock import utc_now
 from ragtune_mcp.core.database import Database
-from ragtune_mcp.core.dataset.assemble import Assembled, Progress, Sources, assemble
+from ragtune_mcp.core.dataset.assemble import Assembled, Progress, Sources, assemble, require_enough
 from ragtune_mcp.core.dataset.card import render_card
 from ragtune_mcp.core.dataset.export import dataset_file, export_pairs
 from ragtune_mcp.core.dataset.options import DatasetOptions
 from ragtune_mcp.core.dataset.pairs import Corpus, TrainingPair
 from ragtune_mcp.core.dataset.split import SliceLedger
 from ragtune_mcp.core.dataset.validate import balance_warnings
-from ragtune_mcp.core.errors import NotEnoughData
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.feedback.judgements import DocumentCatalogue
 from ragtune_mcp.core.feedback.outbox import Outbox
@@ -51,6 +50,7 @@ class TrainingDataGenerator:
         outbox: entries on their way to ConPort, which count as well; None for the workspace's own.
         corpus: the live index for document texts and hard negatives; None where nothing is indexed.
         documents: all indexed texts, for answers rated without documents; None switches that off.
+        db: the workspace's database, which remembers the test slice; None to open it.
         now: the clock.
     """
 
@@ -62,13 +62,14 @@ class TrainingDataGenerator:
         outbox: Outbox | None = None,
         corpus: Corpus | None = None,
         documents: DocumentCatalogue | None = None,
+        db: Database | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self.workspace = workspace
         self._client = conport_client
         self._now = now
         workspace.prepare()
-        self._db = Database(workspace.database)
+        self._db = db or Database(workspace.database)
         self._outbox = outbox or Outbox(self._db)
         self._sources = Sources(corpus, documents, SliceLedger(self._db))
 
@@ -129,12 +130,7 @@ class TrainingDataGenerator:
         """
         options = DatasetOptions.from_settings(self.workspace.settings, days_back=days_back)
         batch = read_feedback(self._client, self._outbox, options.days_back, self._now())
-        if len(batch.records) < min_samples:
-            raise NotEnoughData(
-                f"There are {len(batch.records)} feedback entries; {min_samples} are needed "
-                f"(have {len(batch.records)}, need {min_samples}).",
-                hint="Collect more ratings with record_feedback or raise days_back.",
-            )
+        require_enough("feedback entries", len(batch), min_samples, len(batch), batch.rejected)
         return batch
 
     def generate_training_data_from_feedback(
