@@ -2,6 +2,8 @@ import json
 import os
 import shutil
 import subprocess
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -165,6 +167,7 @@ def test_what_is_not_used_is_counted_by_reason(workspace, write):
             "id_rsa": "x",
             "keys.md": "# Keys\n\n-----BEGIN RSA PRIVATE KEY-----\nabc\n",
             "image.png": b"\x89PNG\0",
+            "broken.pdf": b"%PDF-1.4\0",
             "binary.md": b"a\0b",
             "latin.md": "caf\xe9".encode("latin-1"),
             "empty.md": "\n\n",
@@ -186,6 +189,7 @@ def test_what_is_not_used_is_counted_by_reason(workspace, write):
         "too_large": 1,
         "generated": 1,
         "not_a_corpus": 1,
+        "not_convertible" if find_spec("markitdown") else "converter_missing": 1,
     }
 
 
@@ -249,3 +253,27 @@ def test_windows_newlines_and_byte_order_marks_do_not_change_a_document(workspac
     )
     texts = {d.text for d in scan_files(workspace, [], frozenset()).documents}
     assert texts == {"A\n\none\ntwo"}
+
+
+def test_a_file_that_cannot_be_read_now_keeps_its_documents(workspace, write, monkeypatch):
+    write({"a.md": "# A\n\nx", "b.md": "# B\n\ny"})
+    original = Path.read_bytes
+
+    def broken(path):
+        if path.name == "a.md":
+            raise PermissionError(13, "denied")
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    scan = scan_files(workspace, [], frozenset({"a.md", "b.md"}))
+    assert scan.skipped == {"unreadable": 1}
+    assert scan.replaces == {"b.md"}
+
+
+def test_other_formats_are_converted_and_cut_like_markdown(workspace, write):
+    pytest.importorskip("markitdown", reason="the extra `convert` is not installed")
+    write(
+        {"page.html": "<html><body><h1>Guide</h1><p>Intro.</p><h2>Setup</h2><p>Install it.</p></body></html>"}
+    )
+    found = {d.doc_id: d.text for d in scan_files(workspace, [], frozenset()).documents}
+    assert found == {"page.html#guide": "Guide\n\nIntro.", "page.html#setup": "Guide > Setup\n\nInstall it."}
