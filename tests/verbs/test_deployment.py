@@ -148,3 +148,8 @@ def test_a_base_model_that_is_a_folder_has_an_export_name(app):
     serve(app, "./mine", kind="base")
     job = app.jobs.get(app.export_model("./mine").job_id)
     assert job.spec["name"] == "ragtune-mine"
+
+
+def test_a_rating_counts_towards_the_next_training_at_once(app):
+    app.record_feedback(app.search("index").query_id, rating=4)
+    assert app.record_feedback(app.search("rating").query_id, rating=2).ready_to_train["have"] == 2

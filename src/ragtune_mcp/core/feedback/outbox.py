@@ -101,9 +101,11 @@ class Outbox:
                 (dedupe_key or summary, body, to_iso(utc_now())),
             )
 
-    def pending(self) -> int:
-        """How many writes wait."""
-        row = self._db.connection.execute("SELECT count(*) FROM outbox WHERE delivered_at IS NULL").fetchone()
+    def pending(self, category: str = "") -> int:
+        """How many writes wait; of one category of custom data where given."""
+        row = self._db.connection.execute(
+            "SELECT count(*) FROM outbox WHERE delivered_at IS NULL AND ? IN ('', category)", (category,)
+        ).fetchone()
         return int(row[0])
 
     def last_error(self) -> str | None:

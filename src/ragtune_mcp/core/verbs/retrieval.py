@@ -130,9 +130,8 @@ class RetrievalVerbs(TrialVerbs):
 
     def feedback_count(self) -> int:
         """Ratings available for training: delivered to ConPort as far as known without starting it, plus queued."""
-        return (self.conport.count_custom_data("UserFeedback") or 0) + len(
-            self.outbox.pending_custom_data("UserFeedback")
-        )
+        delivered = self.conport.count_custom_data("UserFeedback") or 0
+        return delivered + self.outbox.pending("UserFeedback")
 
 
 def _indexed(
