@@ -188,7 +188,7 @@ class Workspace:
         return self.state / "exports"
 
     def export(self, version: str, kind: str, quantization: str) -> Path:
-        """Where a version lies in another format; each quantization of an Ollama export has a folder of its own."""
+        """Where a version lies in another format; each quantization for Ollama has a folder of its own."""
         name = f"{plain_name(version)}-{kind}"
         return self.exports / (f"{name}-{quantization}" if kind == "ollama" else name)
 

@@ -163,7 +163,7 @@ class TrainingVerbs(Parts):
     def submit_once(
         self, kind: JobKind, spec: dict[str, Any], *, unless: Collection[JobState] = FINAL
     ) -> Job:
-        """As `submit`, but an earlier job with the same input is that job, unless it is in one of these states."""
+        """As `submit`, but an earlier job with the same input is that job, unless in one of these states."""
         found = self.jobs.same(kind, spec)
         return self.submit(kind, spec) if found is None or found.state in unless else found
 
