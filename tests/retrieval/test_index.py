@@ -226,3 +226,21 @@ def test_ids_with_any_characters_are_found(index, documents, fill):
     encoder = HashBag()
     build_collection(index, documents, "v1", encoder)
     assert sorted(ask(index, encoder, "text of number", k=9)) == sorted(ids)
+
+
+def test_an_index_is_intact_only_while_chroma_holds_all_of_it(index, documents, fill, chroma):
+    fill(a="one", b="two")
+    encoder = HashBag()
+    assert not index.is_intact("v1")
+    build_collection(index, documents, "v1", encoder)
+    assert index.is_intact("v1")
+    collection = index.usable("v1", encoder.digest)
+    chroma.delete(collection, vector_ids({"a": "one"}))
+    assert index.is_ready("v1")
+    assert not index.is_intact("v1")
+    chroma.drop(collection.name)
+    assert not index.is_intact("v1")
+    build_collection(index, documents, "v1", encoder)
+    assert index.is_intact("v1")
+    fill(a="one", b="two", c="three")
+    assert not index.is_intact("v1")

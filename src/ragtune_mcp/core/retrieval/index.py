@@ -72,9 +72,19 @@ class VectorIndex:
         self._prefix = f"ragtune-{hashlib.sha256(workspace.id.encode()).hexdigest()[:8]}-"
 
     def is_ready(self, version: str) -> bool:
-        """True when the version has a serving collection that holds every document's present text."""
+        """True when the version's serving collection has a row for every document's present text."""
         ready = self._catalog.find(version, "ready")
         return ready is not None and self._catalog.is_complete(ready.name)
+
+    def is_intact(self, version: str) -> bool:
+        """`is_ready`, and Chroma itself still holds every vector; asks Chroma, and starts it where needed."""
+        ready = self._catalog.find(version, "ready")
+        if ready is None or not self._catalog.is_complete(ready.name):
+            return False
+        try:
+            return self._matches_store(ready)
+        except VectorsGone:
+            return False
 
     def count(self, version: str) -> int:
         """Vectors in the version's serving collection; 0 without one."""
