@@ -4,16 +4,26 @@ import pytest
 from ragtune_mcp.core.finetune.selection import ValidationSet, choose_alpha
 
 
-def test_the_best_mean_wins_and_the_milder_of_equals():
-    scores = {0.0: np.array([0.2, 0.4]), 0.5: np.array([0.4, 0.4]), 1.0: np.array([0.4, 0.4])}
+def test_many_validation_queries_decide_and_the_milder_of_equals_wins():
+    scores = {0.0: np.full(400, 0.3), 0.5: np.full(400, 0.4), 1.0: np.full(400, 0.4 - 0.0015 * 25 / 400)}
     assert choose_alpha(scores).alpha == 0.5
 
 
-def test_the_base_model_is_kept_when_nothing_beats_it():
-    scores = {0.0: np.array([0.5, 0.5]), 0.5: np.array([0.5, 0.5]), 1.0: np.array([0.9, 0.0])}
+def test_the_base_model_is_kept_when_enough_queries_say_so():
+    scores = {0.0: np.full(60, 0.5), 0.5: np.full(60, 0.47), 1.0: np.full(60, 0.45)}
     found = choose_alpha(scores)
     assert found.alpha == 0.0
     assert found.scores[1.0] == pytest.approx(0.45)
+
+
+def test_a_handful_of_queries_does_not_overturn_what_was_measured_elsewhere():
+    scores = {0.0: np.full(5, 0.5), 0.5: np.full(5, 0.49), 1.0: np.full(5, 0.48)}
+    assert choose_alpha(scores).alpha == 0.5
+
+
+def test_a_clear_loss_on_few_queries_keeps_the_base_model():
+    scores = {0.0: np.full(12, 0.6), 0.5: np.full(12, 0.5), 1.0: np.full(12, 0.4)}
+    assert choose_alpha(scores).alpha == 0.0
 
 
 def test_without_validation_queries_the_trained_model_is_taken_and_the_reason_says_so():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ragtune_mcp.core.finetune.bert import BertShape, Layers, embed_tokens, pool, trainable_names
+from ragtune_mcp.core.finetune.memory import ModelSize
 from ragtune_mcp.core.finetune.tokens import TokenTable, length_groups
 
 if TYPE_CHECKING:
@@ -135,6 +136,18 @@ class FastBackbone:
     def kept_bytes(self) -> int:
         """Memory taken by kept activations."""
         return sum(hidden.nbytes for hidden in self._hidden.values())
+
+    def size(self, frozen_layers: int) -> ModelSize:
+        """What the memory of a run depends on, with so many layers frozen."""
+        trained = trainable_names(self.shape, frozen_layers, list(self.base_weights))
+        return ModelSize(
+            self.shape.layers - frozen_layers,
+            self.shape.width,
+            self.shape.feed_forward,
+            self.shape.heads,
+            sum(weight.nbytes for weight in self.base_weights.values()),
+            sum(self.base_weights[name].nbytes for name in trained),
+        )
 
     def freeze(self, layers: int, keep_bytes: int) -> None:
         """Leave the lowest layers and the embeddings as they are; keep their outputs up to a memory bound.

@@ -41,6 +41,7 @@ class BertShape:
     layers: int
     heads: int
     width: int
+    feed_forward: int
     epsilon: float
     pooling: str
     normalize: bool
@@ -83,6 +84,7 @@ class BertShape:
             layers=config["num_hidden_layers"],
             heads=config["num_attention_heads"],
             width=config["hidden_size"],
+            feed_forward=config["intermediate_size"],
             epsilon=config["layer_norm_eps"],
             pooling=pooling,
             normalize=len(kinds) == 3,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import psutil
 
 from ragtune_mcp.core.dataset.pairs import Dataset, TrainingPair
 from ragtune_mcp.core.errors import NotEnoughData
@@ -28,6 +29,7 @@ from ragtune_mcp.core.finetune.gate import (
     probe_correlation,
 )
 from ragtune_mcp.core.finetune.library_trainer import ranking_columns, train_with_library
+from ragtune_mcp.core.finetune.memory import MemoryPlan, plan_memory
 from ragtune_mcp.core.finetune.mining import mine_negatives
 from ragtune_mcp.core.finetune.objectives import LibraryLoss, Objective, Ranking, columns_for
 from ragtune_mcp.core.finetune.progress import Progress, Report
@@ -41,10 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Outputs of frozen layers kept in memory: 1.3 million tokens of a 384-wide model in bfloat16.
-_KEEP_BYTES = 1_000_000_000
-# Tokens embedded with gradients at once; larger batches go in parts with the same gradient.
-_MICRO_TOKENS = 24_576
 _POOL_DEPTH = 20
 
 
@@ -164,8 +162,7 @@ class _Run:
         self._backbone = open_backbone(base.path, config.max_seq_length, low_precision=config.use_amp)
         positives = sum(is_positive(pair) for pair in self._parts.train)
         self._recipe = choose_recipe(config, positives, self._backbone.layers)
-        if isinstance(self._backbone, FastBackbone):
-            self._backbone.freeze(self._recipe.frozen_layers, _KEEP_BYTES)
+        self._memory = self._plan_memory()
         self._queries = sorted({pair.query for pair in dataset.pairs})
         self._plan_work()
 
@@ -201,10 +198,32 @@ class _Run:
             "steps": trained.steps,
             "best_step": trained.best_step,
             "stopped_early": trained.stopped_early,
+            "memory": self._memory.to_dict() if self._memory else None,
         }
         return FineTuneResult(
             output, self._progress.elapsed_s, metrics, evaluation, gate, trained.history, chosen
         )
+
+    def _plan_memory(self) -> MemoryPlan | None:
+        """Freeze the backbone within the memory there is; None where the library decides."""
+        backbone, recipe = self._backbone, self._recipe
+        if not isinstance(backbone, FastBackbone):
+            return None
+        answers = [text for pair in self._parts.train for text in (pair.query, pair.document)]
+        corpus, training = backbone.token_count(self._texts), backbone.token_count(answers)
+        per_example = 2 * training / max(1, len(set(answers))) * (1 + recipe.mined_negatives)
+        item_bytes = backbone.dtype.itemsize
+        plan = plan_memory(
+            backbone.size(recipe.frozen_layers),
+            text_tokens=backbone.max_tokens,
+            batch_tokens=round(recipe.batch_size * per_example),
+            kept_bytes=(corpus + training) * backbone.shape.width * item_bytes if recipe.frozen_layers else 0,
+            vector_bytes=2 * len(self._ids) * backbone.shape.width * 4,
+            item_bytes=item_bytes,
+            available=psutil.virtual_memory().available,
+        )
+        backbone.freeze(recipe.frozen_layers, plan.kept_bytes)
+        return plan
 
     def _plan_work(self) -> None:
         layers = self._backbone.layers or 1
@@ -294,7 +313,8 @@ class _Run:
             if recipe.loss == "ranking"
             else LibraryLoss(recipe.loss, *columns_for(recipe.loss, self._parts.train, recipe.seed))
         )
-        trainer = FastTrainer(self._backbone, objective, recipe, micro_tokens=_MICRO_TOKENS)
+        assert self._memory is not None
+        trainer = FastTrainer(self._backbone, objective, recipe, micro_tokens=self._memory.part_tokens)
         return trainer.run(validate=validate, on_step=on_step, checkpoints=checkpoints)
 
     def _mined(self, documents: np.ndarray) -> list[Any]:

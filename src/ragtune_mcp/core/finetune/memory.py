@@ -1,0 +1,113 @@
+"""How much memory a run takes, and what gives way when there is less.
+
+Two things can shrink without changing the result beyond rounding: outputs of frozen layers that are kept
+    (they
+are recomputed instead), and the tokens embedded with gradients at once (a batch then goes in parts that add
+up to the same gradient).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from ragtune_mcp.core.errors import JobFailed
+
+_GIB = 1 << 30
+# Interpreter, torch, sentence-transformers and their code, measured.
+_PROCESS_BYTES = 700 << 20
+_MIN_PART_TOKENS = 1024
+_COMFORT_PART_BYTES = _GIB
+_COMFORT_KEPT_BYTES = _GIB
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """What memory depends on: layers that train, their width, feed-forward width and heads, all weights in
+    bytes.
+    """
+
+    trained_layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    weight_bytes: int
+    trained_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bounds for one run, in bytes and tokens.
+
+    Attributes:
+        kept_bytes: bound on kept outputs of frozen layers.
+        part_tokens: tokens embedded with gradients at once.
+        peak_bytes: expected peak of the whole process.
+    """
+
+    kept_bytes: int
+    part_tokens: int
+    peak_bytes: int
+
+    def to_dict(self) -> dict[str, int]:
+        """JSON-ready fields."""
+        return asdict(self)
+
+
+def activation_bytes(size: ModelSize, tokens: int, item_bytes: int) -> int:
+    """Bytes that the backward pass needs per token, for texts of this many tokens.
+
+    Args:
+        size: of the model.
+        tokens: tokens per text; attention keeps a probability for each pair of tokens and head.
+        item_bytes: 2 in bfloat16, 4 in float32.
+
+    Returns:
+        Bytes per token over all trained layers.
+    """
+    per_layer = 12 * size.width + 2 * size.feed_forward + 2 * size.heads * tokens
+    return size.trained_layers * per_layer * item_bytes
+
+
+def plan_memory(
+    size: ModelSize,
+    *,
+    text_tokens: int,
+    batch_tokens: int,
+    kept_bytes: int,
+    vector_bytes: int,
+    item_bytes: int,
+    available: int,
+) -> MemoryPlan:
+    """Decide the bounds of a run before it starts.
+
+    Args:
+        size: of the model.
+        text_tokens: tokens of the longest text.
+        batch_tokens: tokens of a large batch.
+        kept_bytes: what keeping every output of the frozen layers would take.
+        vector_bytes: vectors of the corpus under both models.
+        item_bytes: 2 in bfloat16, 4 in float32.
+        available: free memory in bytes.
+
+    Returns:
+        The plan.
+
+    Raises:
+        JobFailed: not even the smallest plan fits.
+    """
+    # Weights once in float32 and once in the compute type; for trained ones gradient, two moments and the
+    # best copy.
+    fixed = _PROCESS_BYTES + 2 * size.weight_bytes + 5 * size.trained_bytes + vector_bytes
+    per_token = activation_bytes(size, text_tokens, item_bytes)
+    part = max(_MIN_PART_TOKENS, min(batch_tokens, _COMFORT_PART_BYTES // per_token))
+    kept = min(kept_bytes, _COMFORT_KEPT_BYTES)
+    while fixed + part * per_token + kept > available and part > _MIN_PART_TOKENS:
+        part = max(_MIN_PART_TOKENS, part // 2)
+    kept = max(0, min(kept, available - fixed - part * per_token))
+    peak = fixed + part * per_token + kept
+    if peak > available:
+        raise JobFailed(
+            f"Training needs about {peak / _GIB:.1f} GiB of memory; {available / _GIB:.1f} GiB are free.",
+            hint="Close other programs, or lower max_seq_length.",
+        )
+    return MemoryPlan(kept, part, peak)
