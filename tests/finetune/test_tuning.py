@@ -11,7 +11,8 @@ from ragtune_mcp.core.errors import JobCancelled, NotEnoughData
 from ragtune_mcp.core.finetune import backbone as backbone_module
 from ragtune_mcp.core.finetune.base import BaseModel
 from ragtune_mcp.core.finetune.config import FineTuningConfig
-from ragtune_mcp.core.finetune.tuning import fine_tune, split_parts
+from ragtune_mcp.core.finetune.parts import split_parts
+from ragtune_mcp.core.finetune.tuning import fine_tune
 
 CORPUS = make_corpus()
 DATASET = make_dataset(CORPUS, queries=150, test=30)
@@ -81,6 +82,18 @@ def test_the_saved_folder_loads_in_the_library_and_ranks_as_evaluated(reference)
     expected = np.mean([1 / np.log2(rank + 1) if rank <= 10 else 0.0 for rank in ranks])
     assert result.metrics["tuned_ndcg@10"] == pytest.approx(expected, abs=1e-6)
     assert not list(result.model_path.parent.glob(".*.partial"))
+
+
+def test_the_model_card_tells_data_recipe_metrics_and_gate(reference):
+    result, _ = reference
+    card = (result.model_path / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: sentence-transformers\n")
+    assert "30 held-out queries against all 60 documents" in card
+    assert f"## Gate: {result.gate.verdict}" in card
+    assert result.gate.reasons[0] in card
+    assert all(reason in card for reason in result.chosen["reasons"])
+    gain = result.evaluation["gain"]["ndcg@10"]
+    assert f"{gain['mean']:+.4f} ({gain['low']:+.4f} .. {gain['high']:+.4f}), n = 30" in card
 
 
 def test_progress_rises_to_one_and_shows_loss_and_time_left(reference):

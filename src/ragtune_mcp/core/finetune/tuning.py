@@ -8,19 +8,19 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 
-from ragtune_mcp.core.dataset.pairs import Dataset, TrainingPair
-from ragtune_mcp.core.errors import NotEnoughData
+from ragtune_mcp.core.dataset.pairs import Dataset
 from ragtune_mcp.core.finetune.backbone import FastBackbone, LibraryBackbone, open_backbone
 from ragtune_mcp.core.finetune.base import BaseModel
+from ragtune_mcp.core.finetune.card import CardData, model_card
 from ragtune_mcp.core.finetune.config import FineTuningConfig, TrainingMetrics
 from ragtune_mcp.core.finetune.evaluation import Vectors, compare, rank_vectors
 from ragtune_mcp.core.finetune.evaluation import report as evaluation_report
-from ragtune_mcp.core.finetune.examples import grades, hold_out_groups, is_positive, ranking_examples
+from ragtune_mcp.core.finetune.examples import grades, is_positive, ranking_examples
 from ragtune_mcp.core.finetune.gate import (
     Forgetting,
     GateVerdict,
@@ -32,6 +32,7 @@ from ragtune_mcp.core.finetune.library_trainer import ranking_columns, train_wit
 from ragtune_mcp.core.finetune.memory import MemoryPlan, plan_memory
 from ragtune_mcp.core.finetune.mining import mine_negatives
 from ragtune_mcp.core.finetune.objectives import LibraryLoss, Objective, Ranking, columns_for
+from ragtune_mcp.core.finetune.parts import document_ids, split_parts
 from ragtune_mcp.core.finetune.progress import Progress, Report
 from ragtune_mcp.core.finetune.recipe import choose_recipe
 from ragtune_mcp.core.finetune.selection import Choice, ValidationSet, choose_alpha
@@ -64,46 +65,6 @@ class FineTuneResult:
     gate: GateVerdict
     history: list[TrainingMetrics]
     chosen: dict[str, Any]
-
-
-class Parts(NamedTuple):
-    """The pairs by split."""
-
-    train: tuple[TrainingPair, ...]
-    validation: tuple[TrainingPair, ...]
-    test: tuple[TrainingPair, ...]
-
-
-def split_parts(pairs: Sequence[TrainingPair], config: FineTuningConfig) -> Parts:
-    """The data set's own splits; validation is carved out of the training part where there is none.
-
-    An explicit `validation_split` replaces the data set's own division of training and validation.
-
-    Args:
-        pairs: pairs of every split.
-        config: validation_split and seed.
-
-    Returns:
-        The parts; no query group stands in both training and validation.
-
-    Raises:
-        NotEnoughData: fewer than 2 positive training pairs.
-    """
-    by_split = {
-        name: tuple(pair for pair in pairs if pair.split == name) for name in ("train", "validation", "test")
-    }
-    train, validation = by_split["train"], by_split["validation"]
-    if not validation or "validation_split" in config.explicit():
-        train, validation = hold_out_groups(
-            (*train, *validation), config.validation_split, config.random_seed
-        )
-    positives = sum(is_positive(pair) for pair in train)
-    if positives < 2:
-        raise NotEnoughData(
-            f"The training part holds {positives} positive pairs; at least 2 are needed.",
-            hint="Collect more ratings of 4 and 5, then call generate_training_data.",
-        )
-    return Parts(train, validation, by_split["test"])
 
 
 def fine_tune(
@@ -152,11 +113,13 @@ class _Run:
         progress: Progress,
     ) -> None:
         self._config = config
+        self._base = base
+        self._dataset_id = dataset.dataset_id
         self._progress = progress
         self._parts = split_parts(dataset.pairs, config)
         self._ids = list(corpus)
         self._texts = list(corpus.values())
-        self._place = _document_ids(dataset.pairs, corpus)
+        self._place = document_ids(dataset.pairs, corpus)
         self._corpus = corpus
         progress.start("loading the base model")
         self._backbone = open_backbone(base.path, config.max_seq_length, low_precision=config.use_amp)
@@ -184,7 +147,6 @@ class _Run:
             evaluation.pop("differences"), base_documents, tuned_documents, weights, choice.alpha
         )
         self._progress.start("saving the model")
-        _save(self._backbone, weights, output)
         metrics = {
             "final_train_loss": trained.final_loss,
             "final_eval_score": choice.scores.get(alpha, trained.best_score),
@@ -200,8 +162,23 @@ class _Run:
             "stopped_early": trained.stopped_early,
             "memory": self._memory.to_dict() if self._memory else None,
         }
+        card = model_card(self._card_data(output.name), evaluation, gate, chosen)
+        _save(self._backbone, weights, card, output)
         return FineTuneResult(
             output, self._progress.elapsed_s, metrics, evaluation, gate, trained.history, chosen
+        )
+
+    def _card_data(self, name: str) -> CardData:
+        return CardData(
+            name=name,
+            base=self._base.name,
+            dataset_id=self._dataset_id,
+            pairs={part: len(pairs) for part, pairs in self._parts._asdict().items()},
+            queries={
+                part: len({pair.query for pair in pairs}) for part, pairs in self._parts._asdict().items()
+            },
+            max_tokens=self._backbone.max_tokens,
+            duration_s=self._progress.elapsed_s,
         )
 
     def _plan_memory(self) -> MemoryPlan | None:
@@ -248,10 +225,9 @@ class _Run:
     def _encode_base(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         self._progress.start("encoding the corpus with the base model")
         layers = self._backbone.layers or 1
-        training = [pair.document for pair in self._parts.train]
-        self._backbone.encode(
-            [*self._queries, *training], tick=lambda tokens: self._progress.advance(tokens * layers)
-        )
+        if isinstance(self._backbone, FastBackbone):
+            # Texts that are read in every epoch come first, should the memory bound not hold them all.
+            self._backbone.keep([text for pair in self._parts.train for text in (pair.query, pair.document)])
         documents = self._backbone.encode(
             self._texts, tick=lambda tokens: self._progress.advance(tokens * layers)
         )
@@ -395,18 +371,12 @@ class _Run:
         )
 
 
-def _document_ids(pairs: Sequence[TrainingPair], corpus: Mapping[str, str]) -> dict[str, str]:
-    """Document text -> id in the corpus; an edited document is found by its id."""
-    place = {text: document for document, text in corpus.items()}
-    for pair in pairs:
-        if pair.document not in place and pair.document_id in corpus:
-            place[pair.document] = pair.document_id
-    return place
-
-
-def _save(backbone: FastBackbone | LibraryBackbone, weights: Mapping[str, Tensor], output: Path) -> None:
+def _save(
+    backbone: FastBackbone | LibraryBackbone, weights: Mapping[str, Tensor], card: str, output: Path
+) -> None:
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
     backbone.save(weights, partial)
+    (partial / "README.md").write_text(card, encoding="utf-8")
     os.replace(partial, output)
