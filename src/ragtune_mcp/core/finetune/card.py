@@ -32,7 +32,8 @@ Its vectors must not be mixed with those of another version: the whole corpus is
 """
 _LIMITS = """## Limits
 
-- Tuned on the feedback of one project: outside its documents it is expected to be no better than the base model.
+- Tuned on the feedback of one project: outside its documents it is expected to be no better than the base
+  model.
 - Judgements cover what people rated. A document nobody rated counts as not relevant, which favours the model
   whose results were rated.
 - The numbers above are offline. Whether people are better served is decided by an A/B test.
