@@ -93,10 +93,9 @@ class VectorCorpus:
         ]
 
 
-def read_collection(folder: Path) -> Collection:
-    documents = {
-        row["_id"]: f"{row['title']} {row['text']}".strip() for row in _lines(folder / "corpus.jsonl")
-    }
+def read_collection(folder: Path, separator: str = " ") -> Collection:
+    rows = _lines(folder / "corpus.jsonl")
+    documents = {row["_id"]: f"{row['title']}{separator}{row['text']}".strip() for row in rows}
     queries = {row["_id"]: row["text"] for row in _lines(folder / "queries.jsonl")}
     qrels: dict[str, dict[str, int]] = defaultdict(dict)
     for line in (folder / "qrels.tsv").read_text(encoding="utf-8").split("\n")[1:]:

@@ -59,6 +59,13 @@ def test_opinions_without_a_majority_stay_near_three_and_are_shown():
     assert (shown.ratings, shown.resolved, shown.feedback_ids) == ((1, 5), False, ("a", "b"))
 
 
+@pytest.mark.parametrize("ratings", [(5, 2), (4, 1), (4, 4, 1), (5, 4, 1), (2, 2, 5, 5)])
+def test_a_stronger_word_alone_is_no_majority(ratings):
+    judged = judge([rated(f"f{i}", {"d": r}, rater=f"r{i}") for i, r in enumerate(ratings)], None)
+    assert not judged.contradictions[0].resolved
+    assert 2 < judged.judgements[0].rating < 4
+
+
 def test_a_contradiction_with_a_majority_is_resolved_and_shown():
     judged = judge([rated(f"f{i}", {"d": r}, rater=f"x{i}") for i, r in enumerate((5, 5, 1))], None)
     assert judged.contradictions[0].resolved

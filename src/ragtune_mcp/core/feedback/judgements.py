@@ -8,8 +8,8 @@ unknown, are pooled. An opinion of weight w and rating r is evidence w (r - 3) /
 ratings of FeedbackQA the log odds of relevance follow that line (docs/training-data.md). With E their sum,
 
     the pooled weight is |E| / (|E| + 1): a fresh explicit 5 weighs .50, a 4 .33, two 5 .67, two 5 and a 1 .50
-    the pooled rating is the weighted median, when one side of 3 holds two thirds of the evidence or more;
-    otherwise the opinions contradict each other and it is their weighted mean, which lies near 3.
+    the pooled rating is the weighted median, when one side of 3 holds two thirds of the evidence and most of
+    the weight; otherwise the opinions contradict each other and it is their weighted mean, which lies near 3.
 """
 
 from __future__ import annotations
@@ -367,15 +367,18 @@ def _pool_opinions(
     evidence = [w * (o.rating - 3) / 2 for w, o in zip(weights, opinions, strict=True)]
     net, gross = math.fsum(evidence), math.fsum(map(abs, evidence))
     resolved = abs(net) >= MAJORITY * gross - _EPSILON
+    low, high = _weighted_median(opinions, weights)
+    # Half the weight on either side of 3 is no majority, however strong one side's words are.
+    resolved = resolved and not low < 3 < high
     if resolved:
-        rating = _weighted_median(opinions, weights)
+        rating = (low + high) / 2
     else:
         rating = 3 + 2 * net / math.fsum(weights)
     return round(rating, 6), max(floor, round(abs(net) / (abs(net) + 1), 6)), resolved
 
 
-def _weighted_median(opinions: Sequence[_Placed], weights: Sequence[float]) -> float:
-    """The rating at half the weight; the midpoint of two where the half falls between them."""
+def _weighted_median(opinions: Sequence[_Placed], weights: Sequence[float]) -> tuple[float, float]:
+    """The rating at half the weight, twice; or the two ratings that the half falls between."""
     by_rating: dict[float, list[float]] = defaultdict(list)
     for opinion, weight in zip(opinions, weights, strict=True):
         by_rating[opinion.rating].append(weight)
@@ -385,7 +388,7 @@ def _weighted_median(opinions: Sequence[_Placed], weights: Sequence[float]) -> f
     for i, rating in enumerate(ratings):
         below = math.fsum(sums[: i + 1])
         if abs(below - half) <= _EPSILON and i + 1 < len(ratings):
-            return (rating + ratings[i + 1]) / 2
+            return rating, ratings[i + 1]
         if below > half:
-            return rating
-    return ratings[-1]
+            return rating, rating
+    return ratings[-1], ratings[-1]
