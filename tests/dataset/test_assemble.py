@@ -168,7 +168,7 @@ def test_by_time_the_newest_questions_are_tested_on():
 
 def test_secrets_reach_neither_pairs_nor_the_rejected_list():
     records = [
-        rated("bob@mail.com", {"d": 5}, "who is ann@mail.com here"),
+        rated("f1", {"d": 5}, "who is ann@mail.com here", comment="bob@mail.com"),
         rated("f2", {"carl@mail.com": 5}, "another question", texts=False),
     ]
     result = made(records)

@@ -310,5 +310,5 @@ def _account(
         for i in pair.feedback_ids:
             reasons[i] = Rejected(i, "document_in_test", f"document {pair.document_id[:80]!r}")
     everything = [*rejected, *judged.rejected, *(r for i, r in reasons.items() if i not in used)]
-    masked = (replace(r, feedback_id=mask(r.feedback_id), detail=mask(r.detail)) for r in everything)
+    masked = (replace(r, detail=mask(r.detail)) for r in everything)
     return sorted(masked, key=lambda r: (r.feedback_id, r.reason, r.detail))
