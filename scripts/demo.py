@@ -17,19 +17,28 @@ import time
 from pathlib import Path
 
 import anyio
+from rich.console import Console
+
 from demo_data import Collection, load_beir, load_sample
 from demo_steps import Demo, DemoFailed
-from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKSPACES = ROOT / ".demo"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with corpus.jsonl, queries.jsonl, qrels_test.tsv, feedback.jsonl")
-    parser.add_argument("--ratings", type=int, default=500, help="ratings of --data to load, 0 = all (default 500)")
-    parser.add_argument("--sessions", type=int, default=300, help="replayed live searches in the A/B test (default 300)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, help="folder with corpus.jsonl, queries.jsonl, qrels_test.tsv, feedback.jsonl"
+    )
+    parser.add_argument(
+        "--ratings", type=int, default=500, help="ratings of --data to load, 0 = all (default 500)"
+    )
+    parser.add_argument(
+        "--sessions", type=int, default=300, help="replayed live searches in the A/B test (default 300)"
+    )
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
     console = Console(highlight=False, width=max(100, Console().width))
@@ -49,7 +58,9 @@ def main() -> int:
             raise
         console.print(f"demo: {reason}", style="red", markup=False)
         return 1
-    console.print(f"\nThe whole loop took {time.monotonic() - started:.0f} s. The workspace stays in {workspace.relative_to(ROOT)}.")
+    console.print(
+        f"\nThe whole loop took {time.monotonic() - started:.0f} s. The workspace stays in {workspace.relative_to(ROOT)}."
+    )
     return 0
 
 

@@ -55,7 +55,9 @@ def load_beir(folder: Path, ratings: int, seed: int) -> Collection:
     """A folder in BEIR layout. Ratings whose `feedback_split` is test stay out, so that the test questions are unseen."""
     for name in ("corpus.jsonl", "queries.jsonl", "feedback.jsonl"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing; --data needs corpus.jsonl, queries.jsonl, feedback.jsonl and qrels")
+            raise FileNotFoundError(
+                f"{folder / name} is missing; --data needs corpus.jsonl, queries.jsonl, feedback.jsonl and qrels"
+            )
     rows = [row for row in _jsonl(folder / "feedback.jsonl") if row.get("feedback_split") != "test"]
     if ratings:
         random.Random(seed).shuffle(rows)

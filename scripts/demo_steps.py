@@ -15,12 +15,12 @@ from typing import Any
 
 import anyio
 import numpy as np
-from demo_data import Collection
 from mcp import Client, StdioServerParameters
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from demo_data import Collection
 from ragtune_mcp.core.app import RagTune
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.finetune.intervals import paired_interval
@@ -39,7 +39,9 @@ class DemoFailed(Exception):
 class Demo:
     """One run: `run()` does every step in order and prints what it saw."""
 
-    def __init__(self, console: Console, workspace: Path, collection: Collection, sessions: int, seed: int) -> None:
+    def __init__(
+        self, console: Console, workspace: Path, collection: Collection, sessions: int, seed: int
+    ) -> None:
         self.console = console
         self.workspace = workspace
         self.collection = collection
@@ -63,7 +65,9 @@ class Demo:
         await anyio.to_thread.run_sync(self._fill_conport)
         environment = {**os.environ, "RAGTUNE_AB_SALT": f"demo-{self.seed}"}
         server = StdioServerParameters(
-            command=sys.executable, args=["-m", "ragtune_mcp", "--workspace", str(self.workspace)], env=environment
+            command=sys.executable,
+            args=["-m", "ragtune_mcp", "--workspace", str(self.workspace)],
+            env=environment,
         )
         async with AsyncExitStack() as stack:
             self.server = await stack.enter_async_context(Client(server, read_timeout_seconds=120))
@@ -88,7 +92,9 @@ class Demo:
                 task = bar.add_task("starting ConPort", total=None)
                 client.log_custom_data_many(
                     entries,
-                    progress=lambda done, total: bar.update(task, description="ratings", completed=done, total=total),
+                    progress=lambda done, total: bar.update(
+                        task, description="ratings", completed=done, total=total
+                    ),
                 )
             for decision in items.get("decisions", []):
                 client.log_decision(**decision)
@@ -127,7 +133,9 @@ class Demo:
         started = await self._call("start_finetune", dataset_id=dataset, model_name_suffix="demo")
         status = await self._wait(started["job_id"])
         gate = status["gate"]
-        self.console.print(f"{status['model_version']} after {status['training_duration']:.0f} s; metrics {_short(status['metrics'])}")
+        self.console.print(
+            f"{status['model_version']} after {status['training_duration']:.0f} s; metrics {_short(status['metrics'])}"
+        )
         self.console.print(f"Gate: [bold]{gate['verdict']}[/bold]. " + " ".join(gate["reasons"]))
         if gate["verdict"] == "block":
             self.console.print("The base model keeps serving: nothing to test or promote.")
@@ -144,7 +152,9 @@ class Demo:
             for name in (base, version):
                 app.encoders.get(name, wait_s=60)
                 judged = list(self.collection.qrels)
-                found = app.searcher.search_all(name, [self.collection.queries[query] for query in judged], CUTOFF)
+                found = app.searcher.search_all(
+                    name, [self.collection.queries[query] for query in judged], CUTOFF
+                )
                 run = {query: [hit.id for hit in hits] for query, hits in zip(judged, found, strict=True)}
                 values[name] = evaluate_run(run, self.collection.qrels)[f"ndcg@{CUTOFF}"]
         finally:
@@ -177,7 +187,10 @@ class Demo:
         table = Table("variant", "rated", "response quality", "relevance")
         for name, metrics in (("baseline", baseline), ("test", test)):
             table.add_row(
-                name, str(metrics["n_rated"]), f"{metrics['avg_response_quality']:.3f}", f"{metrics['avg_relevance_score']:.3f}"
+                name,
+                str(metrics["n_rated"]),
+                f"{metrics['avg_response_quality']:.3f}",
+                f"{metrics['avg_relevance_score']:.3f}",
             )
         self.console.print(table)
         self.console.print(
@@ -187,7 +200,9 @@ class Demo:
         )
         app = RagTune.open(self.workspace)
         try:
-            self.console.print(f"Plot: {app.plot_ab_results(started['test_id']).relative_to(self.workspace.parent.parent)}")
+            self.console.print(
+                f"Plot: {app.plot_ab_results(started['test_id']).relative_to(self.workspace.parent.parent)}"
+            )
         finally:
             app.close()
 
@@ -200,14 +215,22 @@ class Demo:
                 rng = random.Random(f"{self.seed}/{session}")
                 query = rng.choice(queries)
                 judged = self.collection.qrels[query]
-                answer = await self._call("search", query=self.collection.queries[query], k=5, unit_id=f"session-{session}")
+                answer = await self._call(
+                    "search", query=self.collection.queries[query], k=5, unit_id=f"session-{session}"
+                )
                 gains = [judged.get(hit["id"], 0) / self.collection.max_grade for hit in answer["results"]]
-                found = max((gain / np.log2(rank + 1) for rank, gain in enumerate(gains, start=1)), default=0.0)
+                found = max(
+                    (gain / np.log2(rank + 1) for rank, gain in enumerate(gains, start=1)), default=0.0
+                )
                 ratings = {
-                    hit["id"]: _noisy(1 + 4 * gain, rng) for hit, gain in zip(answer["results"], gains, strict=True)
+                    hit["id"]: _noisy(1 + 4 * gain, rng)
+                    for hit, gain in zip(answer["results"], gains, strict=True)
                 }
                 await self._call(
-                    "record_feedback", query_id=answer["query_id"], rating=_noisy(1 + 4 * found, rng), document_ratings=ratings
+                    "record_feedback",
+                    query_id=answer["query_id"],
+                    rating=_noisy(1 + 4 * found, rng),
+                    document_ratings=ratings,
                 )
                 bar.advance(task)
 
@@ -218,9 +241,13 @@ class Demo:
         preview = await self._call("promote_model", version=version)
         self.console.print("Preview: " + "; ".join(preview["will_change"]))
         done = await self._call("promote_model", version=version, confirm=True)
-        self.console.print(f"Promoted: {done['from']} -> [bold]{done['to']}[/bold]. Checks: {'; '.join(done['checks'])}.")
+        self.console.print(
+            f"Promoted: {done['from']} -> [bold]{done['to']}[/bold]. Checks: {'; '.join(done['checks'])}."
+        )
         await self._show_search("after", query)
-        back = await self._call("rollback_model", confirm=True, reason="demo: show that every deployment can be undone")
+        back = await self._call(
+            "rollback_model", confirm=True, reason="demo: show that every deployment can be undone"
+        )
         self.console.print(f"Rolled back: {back['from']} -> [bold]{back['to']}[/bold].")
 
     async def _show_search(self, moment: str, query: str) -> None:
@@ -237,26 +264,45 @@ class Demo:
         finally:
             app.close()
         self.console.print(f"outbox: {flushed.pending} waiting")
-        command = shutil.which("conport-mcp", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        command = shutil.which(
+            "conport-mcp", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        )
         second = StdioServerParameters(
             command=str(command),
-            args=["--mode", "stdio", "--workspace_id", str(self.workspace), "--log-file", "second-client.log"],
+            args=[
+                "--mode",
+                "stdio",
+                "--workspace_id",
+                str(self.workspace),
+                "--log-file",
+                "second-client.log",
+            ],
             env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(self.workspace / ".no-models")},
             cwd=self.workspace,
         )
         with open(os.devnull, "w", encoding="utf-8") as quiet:
             from mcp.client.stdio import stdio_client
 
-            async with Client(stdio_client(second, errlog=quiet), mode="legacy", read_timeout_seconds=180) as client:
+            async with Client(
+                stdio_client(second, errlog=quiet), mode="legacy", read_timeout_seconds=180
+            ) as client:
                 for category in ("ModelTraining", "ModelVersions", "ABTests"):
                     for row in await _custom_data(client, self.workspace, category):
                         value = row["value"]
                         outcome = value.get("status") or (value.get("gate") or {}).get("verdict", "")
-                        self.console.print(f"  {category:14} {row['key']}  {outcome} {value.get('recommendation', '')}", markup=False)
+                        self.console.print(
+                            f"  {category:14} {row['key']}  {outcome} {value.get('recommendation', '')}",
+                            markup=False,
+                        )
                 feedback = await _custom_data(client, self.workspace, "UserFeedback")
-                kinds = Counter("replayed" if "ab_test_id" in (row["value"].get("retrieval") or {}) else "loaded" for row in feedback)
+                kinds = Counter(
+                    "replayed" if "ab_test_id" in (row["value"].get("retrieval") or {}) else "loaded"
+                    for row in feedback
+                )
                 self.console.print(f"  UserFeedback   {dict(kinds)}", markup=False)
-                answer = await client.call_tool("get_decisions", {"workspace_id": str(self.workspace), "limit": 5})
+                answer = await client.call_tool(
+                    "get_decisions", {"workspace_id": str(self.workspace), "limit": 5}
+                )
                 for decision in _unwrap(answer):
                     self.console.print(f"  decision       {decision['summary']}", markup=False)
 
@@ -265,7 +311,9 @@ class Demo:
             task = bar.add_task(job_id, total=100)
             while True:
                 status = await self._call("job_status", job_id=job_id, wait_s=2)
-                bar.update(task, completed=status["progress"], description=status["message"][:60] or status["status"])
+                bar.update(
+                    task, completed=status["progress"], description=status["message"][:60] or status["status"]
+                )
                 if status["status"] == "completed":
                     return status
                 if status["status"] not in ("queued", "running"):
@@ -280,7 +328,10 @@ class Demo:
 
 async def _custom_data(client: Client, workspace: Path, category: str) -> list[dict[str, Any]]:
     answer = await client.call_tool("get_custom_data", {"workspace_id": str(workspace), "category": category})
-    return [{**row, "value": json.loads(row["value"]) if isinstance(row["value"], str) else row["value"]} for row in _unwrap(answer)]
+    return [
+        {**row, "value": json.loads(row["value"]) if isinstance(row["value"], str) else row["value"]}
+        for row in _unwrap(answer)
+    ]
 
 
 def _unwrap(answer: Any) -> list[dict[str, Any]]:
@@ -297,4 +348,10 @@ def _short(metrics: dict[str, float | None]) -> str:
 
 
 def _bar(console: Console) -> Progress:
-    return Progress(TextColumn("{task.description:<60}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), console=console)
+    return Progress(
+        TextColumn("{task.description:<60}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        console=console,
+    )

@@ -25,7 +25,7 @@ def create_training_data_generator(
     Args:
         conport_client: where the feedback is read; None for the workspace's own ConPort.
         workspace_id: the workspace folder; empty for the current project.
-        chroma_db: a Chroma collection holding the documents that the feedback names; None for the workspace's index.
+        chroma_db: a Chroma collection with the documents that the feedback names; None for the workspace's index.
         embedding_model: ranks the documents of `chroma_db` when hard negatives are mined.
 
     Returns:
@@ -59,5 +59,3 @@ def create_model_finetuner(config: FineTuningConfig | None = None, workspace_id:
     from ragtune_mcp.core.models.exporters.ollama import export_ollama
 
     return ModelFineTuner(config, workspace=workspace_id, export_ollama=export_ollama)
-
-

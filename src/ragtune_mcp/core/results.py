@@ -1,6 +1,7 @@
 """What each verb answers: the result models shared by the MCP tools, the HTTP routes and the command line.
 
-Field names are part of the tool contract. Times are UTC ISO-8601 with `Z`, durations seconds, shares in [0, 1].
+Field names are part of the tool contract. Times are UTC ISO-8601 with `Z`, durations seconds,
+shares in [0, 1].
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ class FeedbackRecorded(Result):
 
 
 class IndexResult(Result):
-    """What indexing changed; `job_id` is set and the counts are the plan when the work runs in the background."""
+    """What indexing changed; with a `job_id` the counts are the plan of a background job."""
 
     documents: int
     chunks: int

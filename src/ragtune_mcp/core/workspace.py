@@ -109,6 +109,7 @@ class OllamaPaths:
 
     @property
     def modelfile(self) -> Path:
+        """Ollama's recipe beside the GGUF."""
         return self.folder / "Modelfile"
 
     @property
@@ -141,10 +142,12 @@ class Workspace:
 
     @property
     def state(self) -> Path:
+        """Everything that is ours and not meant to be read."""
         return self.root / ".ragtune"
 
     @property
     def database(self) -> Path:
+        """SQLite: jobs, versions, exposures, outcomes, outbox, audit log."""
         return self.state / "ragtune.db"
 
     @property
@@ -154,6 +157,7 @@ class Workspace:
 
     @property
     def chroma_lock(self) -> Path:
+        """Held by whoever starts or stops the vector store."""
         return self.state / "chroma.lock"
 
     @property
@@ -163,6 +167,7 @@ class Workspace:
 
     @property
     def chroma_log(self) -> Path:
+        """What the vector store's process wrote."""
         return self.state / "chroma.log"
 
     @property
@@ -185,6 +190,7 @@ class Workspace:
 
     @property
     def exports(self) -> Path:
+        """GGUF and ONNX exports."""
         return self.state / "exports"
 
     def export(self, version: str, kind: str, quantization: str) -> Path:
@@ -194,14 +200,17 @@ class Workspace:
 
     @property
     def logs(self) -> Path:
+        """Logs of child processes."""
         return self.state / "logs"
 
     @property
     def plots(self) -> Path:
+        """Plots of A/B tests."""
         return self.state / "plots"
 
     @property
     def conport_database(self) -> Path:
+        """ConPort's SQLite file; ours to read only."""
         return self.root / "context_portal" / "context.db"
 
     @property
@@ -221,10 +230,12 @@ class Workspace:
 
     @property
     def training_data(self) -> Path:
+        """Data sets (TRAINING_DATA_PATH)."""
         return self._configured(self.settings.training_data_path, "TRAINING_DATA_PATH")
 
     @property
     def models(self) -> Path:
+        """Model versions (FINETUNED_MODELS_PATH)."""
         return self._configured(self.settings.finetuned_models_path, "FINETUNED_MODELS_PATH")
 
     def job(self, job_id: str) -> JobPaths:

@@ -71,7 +71,7 @@ class LineageVerbs(ModelVerbs):
                 return found
         raise UnknownId(
             f"Nothing here has the id {identifier!r}.",
-            hint="Name a feedback id, data set, job, model version or test; list_models and ragtune://status show some.",
+            hint="Name a feedback id, data set, job, model version or test; list_models shows some.",
         )
 
     def stop_store(self) -> bool:

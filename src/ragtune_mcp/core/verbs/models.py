@@ -93,7 +93,7 @@ class ModelVerbs(RetrievalVerbs):
             version=model.version,
             format=format,
             job_id=job.job_id,
-            next_step=f"Call job_status with job_id={job.job_id!r} and wait_s=30; its result names the files and the parity report.",
+            next_step=f"Call job_status with job_id={job.job_id!r} and wait_s=30; its result names the files.",
         )
 
     def status(self) -> StatusResult:
@@ -133,7 +133,7 @@ class ModelVerbs(RetrievalVerbs):
         if trial is not None:
             raise Conflict(
                 f"Test {trial.test_id} is running.",
-                hint=f"Read ab_results; stop it with stop_ab_test(test_id={trial.test_id!r}, reason=...) before switching.",
+                hint=f"Read ab_results, or call stop_ab_test(test_id={trial.test_id!r}, reason=...) first.",
             )
 
     def _switch(

@@ -38,7 +38,7 @@ class RetrievalVerbs(TrialVerbs):
             plan,
             "Indexing runs in the background; the counts are its plan.",
             job_id=job.job_id,
-            next_step=f"Call job_status with job_id={job.job_id!r} and wait_s=30 until completed, then search.",
+            next_step=f"Call job_status with job_id={job.job_id!r}, wait_s=30 until completed, then search.",
         )
 
     def search(self, query: str, k: int = 5, unit_id: str = "") -> SearchResults:
@@ -129,7 +129,7 @@ class RetrievalVerbs(TrialVerbs):
         return True
 
     def feedback_count(self) -> int:
-        """Ratings available for training: delivered to ConPort as far as known without starting it, plus queued."""
+        """Ratings at hand: those in ConPort, as far as known without starting it, and those queued."""
         delivered = self.conport.count_custom_data("UserFeedback") or 0
         return delivered + self.outbox.pending("UserFeedback")
 

@@ -86,7 +86,7 @@ class TrainingVerbs(Parts):
         return [f"{len(gone)} ratings used before were deleted in ConPort; stale: {', '.join(versions)}."]
 
     def generator(self, conport: ConPortClient | None = None) -> TrainingDataGenerator:
-        """The data set generator over the feedback of a ConPort and, where documents are indexed, the index."""
+        """The data set generator over the feedback of a ConPort and, where there is one, the index."""
         champion = self.registry.alias("champion")
         corpus = self.searcher.corpus(champion) if champion else None
         return TrainingDataGenerator(
@@ -117,7 +117,7 @@ class TrainingVerbs(Parts):
             or len(model_name_suffix) > _SUFFIX_LIMIT
         ):
             raise InvalidInput(
-                f"model_name_suffix {model_name_suffix!r} may hold letters, digits, '-' and '_', up to {_SUFFIX_LIMIT}."
+                f"model_name_suffix {model_name_suffix!r} is not 1 to {_SUFFIX_LIMIT} letters, digits, '-' and '_'."
             )
         settings = FineTuningConfig.from_settings(
             self.settings, base_model=base_model, overrides=config or {}
@@ -152,7 +152,7 @@ class TrainingVerbs(Parts):
         return JobStarted(
             job_id=job.job_id,
             status=job.status,
-            message=f"{message}. Call job_status with job_id={job.job_id!r} and wait_s=30 until it is completed.",
+            message=f"{message}. Call job_status with job_id={job.job_id!r} and wait_s=30 until it ends.",
             estimate={"train_pairs": train, "documents": documents},
         )
 

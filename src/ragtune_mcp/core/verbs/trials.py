@@ -35,7 +35,7 @@ class TrialVerbs(TrainingVerbs):
         force: bool = False,
         reason: str = "",
     ) -> AbTestStarted:
-        """Check both models and their indexes, then send the share `traffic_split` of queries to the test model."""
+        """Check both models and their indexes, then send a share of the queries to the test model."""
         if not self.settings.ab_testing_enabled:
             raise FeatureDisabled(
                 "A/B testing is switched off by AB_TESTING_ENABLED=false.",
@@ -145,7 +145,7 @@ class TrialVerbs(TrainingVerbs):
         job = self.submit_once("index", {"version": model.version})
         raise NotReady(
             f"The index of {model.version} is not built yet; job {job.job_id} builds it.",
-            hint=f"Call job_status with job_id={job.job_id!r} and wait_s=30 until completed, then repeat this call.",
+            hint=f"Call job_status with job_id={job.job_id!r}, wait_s=30 until completed, then repeat this call.",
         )
 
     def _trial_id(self, test_id: str) -> str:
