@@ -88,7 +88,7 @@ def main() -> int:
         lock.acquire(timeout=0)
     except Timeout:
         return 0
-    _redirect_output(workspace.chroma_log)
+    _start_log(workspace.chroma_log)
     for _ in range(_PORT_TRIES):
         watch = _Watch(workspace, _free_port())
         watch.start()
@@ -170,11 +170,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _redirect_output(path: Path) -> None:
-    sys.stdout.flush()
-    with path.open("wb") as handle:
-        os.dup2(handle.fileno(), 1)
-        os.dup2(handle.fileno(), 2)
+def _start_log(path: Path) -> None:
+    """Begin the log anew; the starter has opened it for appending as this process's output."""
+    path.write_bytes(b"")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 
 

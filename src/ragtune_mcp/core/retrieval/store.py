@@ -166,15 +166,16 @@ def start_keeper(workspace: Workspace) -> subprocess.Popen[bytes]:
     detached: dict[str, int | bool] = {"start_new_session": True}
     if sys.platform == "win32":
         detached = {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
-    child: subprocess.Popen[bytes] = subprocess.Popen(
-        [sys.executable, "-m", "ragtune_mcp.core.retrieval.keeper", str(workspace.root)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=workspace.state,
-        env=environment,
-        **detached,  # type: ignore[call-overload]
-    )
+    with workspace.chroma_log.open("ab") as output:
+        child: subprocess.Popen[bytes] = subprocess.Popen(
+            [sys.executable, "-P", "-m", "ragtune_mcp.core.retrieval.keeper", str(workspace.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=workspace.state,
+            env=environment,
+            **detached,  # type: ignore[call-overload]
+        )
     return child
 
 
