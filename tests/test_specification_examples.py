@@ -40,7 +40,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 key = f"{number}-{good}-{rater}"
                 value = {
                     "feedback_id": key,
-                    "timestamp": "2030-01-01T00:00:00Z",
                     "session_id": rater,
                     "query": f"explain to me what {subject} does here",
                     "documents": [

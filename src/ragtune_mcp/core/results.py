@@ -264,4 +264,3 @@ class StatusResult(Result):
     active_test: str | None
     outbox_pending: int
     outbox_error: str | None = None
-    fallbacks: dict[str, int] = {}

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ragtune_mcp.core.clock import to_iso, utc_now
 from ragtune_mcp.core.database import Database
-from ragtune_mcp.core.errors import InvalidInput, JobCancelled, NotReady, RagTuneError
+from ragtune_mcp.core.errors import InvalidInput, RagTuneError
 from ragtune_mcp.core.experiment.assignment import Variant, assign, coin_flips, unit_of
 from ragtune_mcp.core.experiment.decision_log import break_circuit
 from ragtune_mcp.core.experiment.interleaving import MIDPOINT_RATING, discount_gap, team_draft
@@ -175,8 +175,6 @@ class SearchService:
     def _try_test_version(self, trial: Trial, query: str, k: int) -> tuple[Sequence[Hit], str]:
         try:
             return self._search_version(trial.test_version, query, k), ""
-        except (NotReady, JobCancelled):
-            raise
         # Whatever a model or its index raises, the user gets the baseline's answer; it is logged, counted
         # and, if it repeats, ends the test.
         except Exception as error:

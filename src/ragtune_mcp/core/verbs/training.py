@@ -133,6 +133,7 @@ class TrainingVerbs(Parts):
         name = settings.base_model_name
         if not self.registry.has(name):
             resolve_base_model(name, self.workspace.root, self.settings.ragtune_allow_downloads)
+        documents = self.documents.count()
         spec = {
             "training_data_path": str(path),
             "dataset_id": dataset.dataset_id,
@@ -148,7 +149,10 @@ class TrainingVerbs(Parts):
             message = "Fine-tuning job started"
         if job.status != "running":
             message = "Queued behind the running training job"
-        documents = self.documents.count()
+        if not documents:
+            message += (
+                ", but no documents are indexed, so the gate will block: call index_documents and start again"
+            )
         return JobStarted(
             job_id=job.job_id,
             status=job.status,
