@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import numpy as np
 from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -70,7 +71,10 @@ class Demo:
             env=environment,
         )
         async with AsyncExitStack() as stack:
-            self.server = await stack.enter_async_context(Client(server, read_timeout_seconds=120))
+            log = stack.enter_context(open(self.workspace / "server.log", "w", encoding="utf-8"))
+            self.server = await stack.enter_async_context(
+                Client(stdio_client(server, errlog=log), read_timeout_seconds=120)
+            )
             await self._index()
             dataset = await self._dataset()
             version = await self._train(dataset)
@@ -281,8 +285,6 @@ class Demo:
             cwd=self.workspace,
         )
         with open(os.devnull, "w", encoding="utf-8") as quiet:
-            from mcp.client.stdio import stdio_client
-
             async with Client(
                 stdio_client(second, errlog=quiet), mode="legacy", read_timeout_seconds=180
             ) as client:
