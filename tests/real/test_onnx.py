@@ -176,7 +176,7 @@ def test_a_worker_exports_a_base_model(minilm, tmp_path):
     app = RagTune.open(tmp_path)
     try:
         app.registry.register_base("all-MiniLM-L6-v2", minilm)
-        job = app.jobs.submit("export", {"version": "all-MiniLM-L6-v2", "format": "onnx"})
+        job = app.jobs.get(str(app.export_model("all-MiniLM-L6-v2", format="onnx").job_id))
         while not job.is_final:
             job = app.jobs.wait(job.job_id, 600)
         assert job.status == "completed", job.error
