@@ -134,6 +134,24 @@ def test_easy_negatives_do_not_stand_in_for_ratings_nobody_gave():
         made(ratings(40, low=False), DatasetOptions(0, 4, 0))
 
 
+def test_a_gap_is_not_closed_where_nobody_rated_low():
+    sources = Sources(corpus=corpus())
+    mined = made(ratings(40, low=False), sources=sources).statistics()["negative_pairs"]
+    with pytest.raises(NotEnoughData, match=f"{mined} negative pairs; {mined + 1} are needed"):
+        made(ratings(40, low=False), DatasetOptions(0, mined + 1, 0), sources)
+
+
+def test_a_relevant_document_beyond_the_cap_is_not_mined_as_a_negative():
+    heavy = [rated(f"f{i}", {f"d{i}": 5}, question(0)) for i in range(14)]
+    texts = {f"d{i}": f"{question(0)} told in way {i}" for i in range(14)} | {
+        "x": f"{question(0)[:20]} otherwise"
+    }
+    found = made([*heavy, *ratings(20)], sources=Sources(corpus=BagCorpus(texts)))
+    assert not {p.document_id for p in found.pairs if p.kind == "hard_negative"} & {
+        f"d{i}" for i in range(14)
+    }
+
+
 def test_hard_negatives_count_toward_the_minimum():
     sources = Sources(corpus=corpus())
     assert (

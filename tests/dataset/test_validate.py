@@ -54,9 +54,9 @@ def test_a_broken_pair_is_a_problem(number, change, problem):
 
 def test_near_duplicate_queries_in_two_splits_are_a_problem():
     dataset = fine()
-    twin = replace(dataset.pairs[0], query=f"{question(16)} a", query_group="other", document="Twin.")
+    twin = replace(dataset.pairs[0], query=f"{question(16)} now", query_group="other", document="Twin.")
     first = replace(
-        dataset.pairs[0], query=f"{question(16)} as", query_group="g16", document="First.", split="test"
+        dataset.pairs[0], query=f"{question(16)} no", query_group="g16", document="First.", split="test"
     )
     found = validate(replace(dataset, pairs=(*dataset.pairs, first, twin)))
     assert any("near-duplicate" in p for p in found.problems)

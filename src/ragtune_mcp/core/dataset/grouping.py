@@ -25,7 +25,8 @@ from ragtune_mcp.core.feedback.text import query_key
 from ragtune_mcp.core.workspace import sha256_text
 
 NEAR_DUPLICATE = 0.7
-THRESHOLDS = (NEAR_DUPLICATE, 0.8, 0.9)
+# From the last one up, queries share a group even where a component is taken apart.
+THRESHOLDS = (NEAR_DUPLICATE, 0.8, 0.9, 0.95)
 LARGE_SHARE = 0.05
 LARGE_LEAST = 50
 _GRAM = 4

@@ -6,14 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ragtune_mcp.core.dataset.grouping import group_queries
+from ragtune_mcp.core.dataset.grouping import THRESHOLDS, group_queries
 from ragtune_mcp.core.dataset.pairs import NEGATIVE_KINDS, Dataset, TrainingPair
 from ragtune_mcp.core.dataset.split import check_split
 from ragtune_mcp.core.errors import LeakySplit
 from ragtune_mcp.core.feedback.text import query_key, text_key
 
-# From here up near-duplicates share a group even in components that were taken apart.
-_SURELY_DUPLICATE = 0.9
 MIN_PAIRS = 20
 BALANCED = (0.2, 0.8)
 
@@ -73,7 +71,7 @@ def _leaks(pairs: Sequence[TrainingPair]) -> Iterator[str]:
         return
     rated = {pair.query: pair for pair in pairs if pair.kind != "synthetic"}
     split_of: dict[str, TrainingPair] = {}
-    for query, group in sorted(group_queries(rated, (_SURELY_DUPLICATE,)).items()):
+    for query, group in sorted(group_queries(rated, THRESHOLDS[-1:]).items()):
         first = split_of.setdefault(group, rated[query])
         if first.split != rated[query].split:
             yield (
