@@ -142,14 +142,15 @@ def test_a_gap_is_not_closed_where_nobody_rated_low():
 
 
 def test_a_relevant_document_beyond_the_cap_is_not_mined_as_a_negative():
-    heavy = [rated(f"f{i}", {f"d{i}": 5}, question(0)) for i in range(14)]
-    texts = {f"d{i}": f"{question(0)} told in way {i}" for i in range(14)} | {
-        "x": f"{question(0)[:20]} otherwise"
+    # Equal weights: the cap keeps the first ten ids. The four others score low enough to be mined.
+    heavy = [rated(f"f{i}", {f"h{i:02}": 5}, question(0), texts=False) for i in range(14)]
+    texts = {
+        f"h{i:02}": f"{question(0)} {i}" if i < 10 else f"{question(0)[:20]} and more {i}" for i in range(14)
     }
-    found = made([*heavy, *ratings(20)], sources=Sources(corpus=BagCorpus(texts)))
-    assert not {p.document_id for p in found.pairs if p.kind == "hard_negative"} & {
-        f"d{i}" for i in range(14)
-    }
+    index = BagCorpus(texts | {"x": question(0)[:20] + " otherwise so"})
+    found = made([*heavy, *ratings(20)[1:]], sources=Sources(corpus=index, documents=index))
+    mined = {p.document_id for p in found.pairs if p.query == question(0) and p.kind == "hard_negative"}
+    assert mined == {"x"}
 
 
 def test_hard_negatives_count_toward_the_minimum():
