@@ -9,6 +9,7 @@ from typing import Any
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import NotReady
 from ragtune_mcp.core.experiment.outcomes import Outcomes, Recorded
+from ragtune_mcp.core.experiment.ramp import Ramp
 from ragtune_mcp.core.experiment.report import AbReport
 from ragtune_mcp.core.experiment.serving import SearchService
 from ragtune_mcp.core.experiment.trials import TrialStore
@@ -40,6 +41,7 @@ class Parts:
         self.trials = TrialStore(self.db)
         self.outcomes = Outcomes(self.db, self.trials, publish=self._publish)
         self.ab_report = AbReport(self.db, self.trials)
+        self.ramp = Ramp(self.db, self.trials)
 
     @cached_property
     def conport(self) -> ConPortClient:

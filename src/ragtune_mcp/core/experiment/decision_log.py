@@ -26,6 +26,14 @@ def final_decision(conn: sqlite3.Connection, test_id: str) -> Decision | None:
     return Decision(Recommendation(row["recommendation"]), tuple(json.loads(row["reasons"])), is_final=True)
 
 
+def last_entry(conn: sqlite3.Connection, test_id: str) -> str:
+    """The newest recommendation or step of the ramp in a test's log, "" for an empty log."""
+    row = conn.execute(
+        "SELECT recommendation FROM decisions WHERE test_id = ? ORDER BY seq DESC LIMIT 1", (test_id,)
+    ).fetchone()
+    return "" if row is None else str(row[0])
+
+
 def logged_decisions(conn: sqlite3.Connection, test_id: str) -> list[dict[str, Any]]:
     """The log of a test, oldest first: at, recommendation, reasons, n."""
     rows = conn.execute("SELECT * FROM decisions WHERE test_id = ? ORDER BY seq", (test_id,))
@@ -61,10 +69,7 @@ def log_decision(
         p_anytime: always-valid p at that time.
         p_value: fixed-horizon p at that time.
     """
-    last = conn.execute(
-        "SELECT recommendation FROM decisions WHERE test_id = ? ORDER BY seq DESC LIMIT 1", (trial.test_id,)
-    ).fetchone()
-    if not decision.is_final and last is not None and last["recommendation"] == decision.recommendation:
+    if not decision.is_final and last_entry(conn, trial.test_id) == decision.recommendation:
         return
     append_entry(
         conn, trial, decision.recommendation, decision.reasons, at, n=n, p_anytime=p_anytime, p_value=p_value,

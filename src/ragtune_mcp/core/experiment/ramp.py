@@ -19,7 +19,7 @@ from ragtune_mcp.core.experiment.decision_log import append_entry, failure_reaso
 from ragtune_mcp.core.experiment.eprocess import e_value
 from ragtune_mcp.core.experiment.evidence import Evidence
 from ragtune_mcp.core.experiment.live import LiveEvidence
-from ragtune_mcp.core.experiment.trials import Trial, TrialStore, begin_phase, end_trial
+from ragtune_mcp.core.experiment.trials import Trial, TrialStore, begin_phase, end_ramp
 
 RAMP_SHARE = 0.8
 RAMP_LENGTH = timedelta(hours=24)
@@ -91,6 +91,19 @@ class Ramp:
             append_entry(conn, trial, "ramp", (f"{RAMP_SHARE:.0%} of units to {trial.test_version}",), now)
         return self._trials.get(test_id)
 
+    def due_for(self, baseline_version: str, test_version: str) -> str:
+        """The latest test, if `test_version` won it against `baseline_version` and was not ramped; else ""."""
+        row = self._db.connection.execute("SELECT test_id FROM trials ORDER BY rowid DESC LIMIT 1").fetchone()
+        if row is None:
+            return ""
+        trial, decision = (
+            self._trials.get(row["test_id"]),
+            final_decision(self._db.connection, row["test_id"]),
+        )
+        is_won = decision is not None and decision.recommendation is Recommendation.DEPLOY
+        is_same = (trial.baseline_version, trial.test_version) == (baseline_version, test_version)
+        return trial.test_id if is_won and is_same and trial.ramp_phase is None else ""
+
     def check(self) -> RampEnd | None:
         """End the ramp if harm shows, if the new version fails, or if its time is over.
 
@@ -113,7 +126,7 @@ class Ramp:
                 f"no harm in {RAMP_LENGTH.total_seconds() / 3600.0:.0f} h at {RAMP_SHARE:.0%}",
             )
             append_entry(conn, trial, outcome, reasons, self._clock())
-            end_trial(conn, trial, "completed", self._clock(), outcome)
+            end_ramp(conn, trial, outcome)
             return RampEnd(self._trials.get(trial.test_id), outcome, reasons)
 
 

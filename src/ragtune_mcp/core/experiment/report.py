@@ -9,7 +9,11 @@ from typing import Any
 from ragtune_mcp.core.clock import to_iso, utc_now
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.experiment.decision import Decision, Facts, Recommendation, decide
-from ragtune_mcp.core.experiment.decision_log import final_decision, log_decision, logged_decisions
+from ragtune_mcp.core.experiment.decision_log import (
+    final_decision,
+    log_decision,
+    logged_decisions,
+)
 from ragtune_mcp.core.experiment.evidence import Evidence
 from ragtune_mcp.core.experiment.findings import Findings, findings_of, remaining_text
 from ragtune_mcp.core.experiment.live import LiveEvidence
@@ -100,7 +104,7 @@ class AbReport:
             )  # fmt: skip
             if decision.is_final:
                 trial = self._trials.get(trial.test_id)
-        return _results(trial, found, decision, self._clock())
+        return _results(trial, found, decision)
 
     def _facts(self, trial: Trial, found: Findings) -> Facts:
         reused = self._db.connection.execute(
@@ -129,7 +133,7 @@ class AbReport:
         )
 
 
-def _results(trial: Trial, found: Findings, decision: Decision, now: datetime) -> Reading:
+def _results(trial: Trial, found: Findings, decision: Decision) -> Reading:
     is_significant = 0.0 < trial.early_alpha >= found.p_anytime
     if trial.ended_as_planned and found.comparison.p is not None:
         is_significant = is_significant or found.comparison.p <= trial.final_alpha
@@ -175,6 +179,9 @@ def _next_step(trial: Trial, decision: Decision) -> str:
         return (
             f"Nothing: {trial.split:.0%} of searches get {trial.test_version}; harm rolls it back by itself."
         )
+    if trial.ramp_phase is not None:
+        undone = f"{trial.test_version} was rolled back during its ramp; train again with the feedback since."
+        return undone if trial.ramp_result == "roll_back" else "Nothing: the ramp is over."
     return {
         Recommendation.DEPLOY: f"promote_model(version={trial.test_version!r})",
         Recommendation.KEEP: "Keep the baseline; train again with the feedback collected since.",
@@ -199,4 +206,5 @@ def summary(trial: Trial) -> dict[str, Any]:
         "minimum_detectable_effect": trial.minimum_detectable_effect,
         "gate": dict(trial.gate),
         "force_reason": trial.force_reason,
+        "ramp": trial.ramp_result or ("running" if trial.status == "ramping" else ""),
     }

@@ -36,6 +36,7 @@ class Trial:
         ended_at: None while it runs.
         ramp_phase: first phase of the ramp after a win, None without one.
         ramp_ends_at: when the ramp is complete unless harm shows.
+        ramp_result: ramp_complete, roll_back or ramp_stopped; "" before its end.
         gate: the offline verdict it was started with.
         force_reason: why a blocked version is tested all the same; "" otherwise.
         minimum_detectable_effect: of the primary metric, at the traffic expected at the start.
@@ -60,6 +61,7 @@ class Trial:
     ended_at: datetime | None
     ramp_phase: int | None
     ramp_ends_at: datetime | None
+    ramp_result: str
     end_reason: str
     gate: Mapping[str, Any]
     force_reason: str
@@ -277,14 +279,10 @@ class TrialStore:
             )
         with self._db.transaction() as conn:
             trial = self.get(test_id)
-            if trial.is_running:
-                end_trial(
-                    conn,
-                    trial,
-                    "completed" if trial.status == "ramping" else "stopped",
-                    self._clock(),
-                    reason,
-                )
+            if trial.status == "ramping":
+                end_ramp(conn, trial, "ramp_stopped")
+            elif trial.is_running:
+                end_trial(conn, trial, "stopped", self._clock(), reason)
         return self.get(test_id)
 
     def _refuse_second(self) -> None:
@@ -312,6 +310,14 @@ def end_trial(conn: sqlite3.Connection, trial: Trial, status: Status, at: dateti
         " end_reason = CASE end_reason WHEN '' THEN ? ELSE end_reason END"
         " WHERE test_id = ? AND status IN ('active', 'ramping')",
         (status, to_iso(at), reason, trial.test_id),
+    )
+
+
+def end_ramp(conn: sqlite3.Connection, trial: Trial, result: str) -> None:
+    """End the ramp of a decided test."""
+    conn.execute(
+        "UPDATE trials SET status = 'completed', ramp_result = ? WHERE test_id = ? AND status = 'ramping'",
+        (result, trial.test_id),
     )
 
 
@@ -356,6 +362,7 @@ def _trial(row: sqlite3.Row) -> Trial:
         ended_at=from_iso(row["ended_at"]) if row["ended_at"] else None,
         ramp_phase=row["ramp_phase"],
         ramp_ends_at=from_iso(row["ramp_ends_at"]) if row["ramp_ends_at"] else None,
+        ramp_result=row["ramp_result"],
         end_reason=row["end_reason"],
         gate=json.loads(row["gate"]),
         force_reason=row["force_reason"],

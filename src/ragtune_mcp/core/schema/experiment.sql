@@ -15,6 +15,7 @@ CREATE TABLE trials (
   ended_at TEXT,
   ramp_phase INTEGER,
   ramp_ends_at TEXT,
+  ramp_result TEXT NOT NULL DEFAULT '',
   end_reason TEXT NOT NULL DEFAULT '',
   gate TEXT NOT NULL DEFAULT '{}',
   force_reason TEXT NOT NULL DEFAULT '',

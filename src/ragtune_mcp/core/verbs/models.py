@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ragtune_mcp.core.clock import to_iso
 from ragtune_mcp.core.errors import Conflict, InvalidInput
+from ragtune_mcp.core.experiment.ramp import RAMP_LENGTH, RAMP_SHARE
 from ragtune_mcp.core.models.exporters.ollama import check_name
 from ragtune_mcp.core.models.registry import ModelVersion
 from ragtune_mcp.core.results import (
@@ -45,7 +47,7 @@ class ModelVerbs(RetrievalVerbs):
         if target.version == current:
             raise Conflict(f"{version} is already the champion.", hint="See list_models.")
         forced = self.require_gate(target, force, reason)
-        checks = self._check(target)
+        checks = self._check(target, "promote")
         if forced:
             checks.append(f"gate verdict block overridden: {forced}")
         return self._switch("promote", current, target.version, checks, confirm, reason)
@@ -67,7 +69,9 @@ class ModelVerbs(RetrievalVerbs):
                 f"{target.version} never was the champion, so nothing can be rolled back to it.",
                 hint=f"Call promote_model with version={target.version!r}.",
             )
-        return self._switch("rollback", current, target.version, self._check(target), confirm, reason)
+        return self._switch(
+            "rollback", current, target.version, self._check(target, "rollback"), confirm, reason
+        )
 
     def export_model(
         self,
@@ -116,8 +120,8 @@ class ModelVerbs(RetrievalVerbs):
 
         return __version__
 
-    def _check(self, target: ModelVersion) -> list[str]:
-        self._refuse_during_test()
+    def _check(self, target: ModelVersion, action: SwitchAction) -> list[str]:
+        self._refuse_during_test(action)
         self.registry.verify(target.version)
         self.require_index(target)
         self.encoders.check(target.version)
@@ -128,8 +132,15 @@ class ModelVerbs(RetrievalVerbs):
             "no test is running",
         ]
 
-    def _refuse_during_test(self) -> None:
+    def _refuse_during_test(self, action: SwitchAction) -> None:
         trial = self.trials.active()
+        if trial is not None and trial.status == "ramping":
+            if action == "rollback":
+                return
+            raise Conflict(
+                f"The ramp of {trial.test_version} is running until {to_iso(trial.ramp_ends_at or trial.ends_at)}.",
+                hint="Wait for it, or call rollback_model first.",
+            )
         if trial is not None:
             raise Conflict(
                 f"Test {trial.test_id} is running.",
@@ -148,7 +159,7 @@ class ModelVerbs(RetrievalVerbs):
                 checks=checks,
                 will_change=[
                     f"champion: {current} -> {target}",
-                    "all searches use the new index at once",
+                    _pace(action, self.ramp.due_for(current, target)),
                     "a decision is logged in ConPort",
                 ],
                 next_step=f"Repeat {action}_model with confirm=true to do it.",
@@ -158,7 +169,8 @@ class ModelVerbs(RetrievalVerbs):
                 raise Conflict(
                     "Another process changed the champion meanwhile.", hint="See list_models and repeat."
                 )
-            self._refuse_during_test()
+            self._refuse_during_test(action)
+            self._end_ramp(action)
             entry = self.registry.set_alias(
                 "champion",
                 target,
@@ -168,6 +180,9 @@ class ModelVerbs(RetrievalVerbs):
             )
             if self.registry.alias("challenger") == target:
                 self.registry.clear_alias("challenger", actor=action, reason="promoted")
+            won = self.ramp.due_for(current, target) if action == "promote" else ""
+            if won:
+                self._log_trial(self.ramp.begin(won), {})
             self.outbox.put_decision(
                 summary=f"{action.capitalize()}: {current} -> {target}",
                 rationale=reason or "; ".join(checks),
@@ -184,6 +199,11 @@ class ModelVerbs(RetrievalVerbs):
             will_change=[],
             next_step="Call rollback_model to undo." if action == "promote" else "Call search.",
         )
+
+    def _end_ramp(self, action: SwitchAction) -> None:
+        trial = self.trials.active()
+        if trial is not None and action == "rollback":
+            self._log_trial(self.trials.stop(trial.test_id, "rolled back by hand"), {})
 
     def _info(self, model: ModelVersion) -> ModelInfo:
         return ModelInfo(
@@ -203,3 +223,10 @@ class ModelVerbs(RetrievalVerbs):
             indexed=self.index.is_ready(model.version),
             stale=model.stale,
         )
+
+
+def _pace(action: SwitchAction, won_test: str) -> str:
+    if action == "rollback" or not won_test:
+        return "all searches use the new index at once"
+    hours = RAMP_LENGTH.total_seconds() / 3600
+    return f"{RAMP_SHARE:.0%} of searches use it for {hours:.0f} h, then all; harm rolls it back by itself"

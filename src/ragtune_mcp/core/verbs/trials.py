@@ -10,6 +10,7 @@ from typing import Any, cast
 from ragtune_mcp.core.clock import to_iso
 from ragtune_mcp.core.errors import FeatureDisabled, GateBlocked, InvalidInput, NotReady
 from ragtune_mcp.core.experiment.plot import effect_svg
+from ragtune_mcp.core.experiment.ramp import RampOutcome
 from ragtune_mcp.core.experiment.reading import Reading
 from ragtune_mcp.core.experiment.report import summary
 from ragtune_mcp.core.experiment.trials import Trial
@@ -86,6 +87,7 @@ class TrialVerbs(TrainingVerbs):
         reading = self.ab_report.monitor()
         if reading is not None:
             self._log_end_of_trial(_result(reading))
+        self._watch_ramp()
 
     def stop_ab_test(self, test_id: str, reason: str) -> AbResults:
         """End a test early; the baseline serves all queries again."""
@@ -136,7 +138,7 @@ class TrialVerbs(TrainingVerbs):
 
     def has_index(self, version: str) -> bool:
         """True when a version can answer searches: its collection is complete and its encoder exported."""
-        return self.index.is_ready(version) and self.encoders.folder(version).is_dir()
+        return self.index.is_intact(version) and self.encoders.folder(version).is_dir()
 
     def require_index(self, model: ModelVersion) -> None:
         """Raise NotReady, starting the missing index job, unless the version can answer searches."""
@@ -165,6 +167,29 @@ class TrialVerbs(TrainingVerbs):
             trial = self.trials.start(baseline, test, **plan)
             self._log_trial(trial, {})
         return trial
+
+    def _watch_ramp(self) -> None:
+        with self.db.transaction():
+            end = self.ramp.check()
+            if end is None:
+                return
+            trial, why = end.trial, "; ".join(end.reasons)
+            if end.outcome is RampOutcome.ROLL_BACK:
+                self.registry.verify(trial.baseline_version)
+                self.registry.set_alias(
+                    "champion", trial.baseline_version, actor="ramp", reason=why, action="rollback"
+                )
+                told = f"Rolled back by itself: {trial.test_version} -> {trial.baseline_version}"
+            else:
+                told = f"Ramp complete: all searches use {trial.test_version}"
+            self.outbox.put_decision(
+                summary=told,
+                rationale=why,
+                tags=("ragtune", "model", str(end.outcome)),
+                link_to=("custom_data", f"ABTests:{trial.test_id}"),
+                dedupe_key=f"{end.outcome}:{trial.test_id}",
+            )
+            self._log_trial(trial, {"ramp_reasons": list(end.reasons)})
 
     def _log_end_of_trial(self, answer: AbResults) -> None:
         # Only what is new: people read the results of an ended test as often as they like.

@@ -1,0 +1,114 @@
+"""Promotion after a won test: the holdback, the automatic roll-back, and what ConPort hears of it."""
+
+import pytest
+from tests.verbs.support import BASE, in_conport, indexed, opened, serve, work
+
+from ragtune_mcp.core.errors import Conflict, DigestMismatch, NotReady
+
+
+@pytest.fixture
+def app(tmp_path):
+    """A workspace whose challenger "one" has just won its test against the champion."""
+    app = opened(tmp_path)
+    serve(app, BASE, kind="base")
+    (tmp_path / "a.md").write_text("# a\n\nhow do i roll back\n")
+    indexed(app, paths=["*.md"])
+    serve(app, "one", seed=1)
+    with pytest.raises(NotReady):
+        app.require_index(app.registry.get("one"))
+    assert work(app, app.jobs.list(1)[0].job_id).status == "completed"
+    app.start_ab_test(test_model="one", duration_hours=1)
+    rate(app, 80, baseline=3, test=5)
+    with app.db.transaction() as connection:
+        connection.execute("UPDATE trials SET started_at = '2026-01-01T00:00:00.000000Z'")
+    assert app.ab_results().recommendation == "deploy_test_model"
+    yield app
+    app.stop_store()
+    app.close()
+
+
+def rate(app, n, *, baseline, test, about="question"):
+    for i in range(n):
+        query_id = app.search(f"{about} {i}", k=1).query_id
+        row = app.db.connection.execute(
+            "SELECT assigned FROM exposures WHERE query_id = ?", (query_id,)
+        ).fetchone()
+        app.record_feedback(query_id, rating=(test if row["assigned"] == "test" else baseline) - i % 2)
+
+
+def end_of_ramp(app):
+    with app.db.transaction() as connection:
+        connection.execute("UPDATE trials SET ramp_ends_at = '2026-01-02T00:00:00.000000Z'")
+
+
+def decisions(app):
+    rows = app.db.connection.execute("SELECT body FROM outbox WHERE kind = 'decision'").fetchall()
+    return " ".join(row[0] for row in rows)
+
+
+def test_promoting_the_winner_begins_its_ramp_and_says_so_before(app):
+    preview = app.promote_model("one")
+    assert any("80% of searches" in change for change in preview.will_change)
+    assert app.trials.active() is None
+    app.promote_model("one", confirm=True)
+    trial = app.trials.active()
+    assert (app.champion(), trial.status, trial.split) == ("one", "ramping", 0.8)
+    assert in_conport(app, "ABTests")[trial.test_id]["status"] == "ramping"
+
+
+def test_a_quiet_ramp_ends_with_all_searches_on_the_winner(app):
+    app.promote_model("one", confirm=True)
+    app.watch_test()
+    assert app.trials.active() is not None
+    end_of_ramp(app)
+    app.watch_test()
+    assert app.trials.active() is None
+    assert app.champion() == "one"
+    assert in_conport(app, "ABTests")[app.ab_results().test_id]["ramp"] == "ramp_complete"
+
+
+def test_harm_in_the_ramp_rolls_back_by_itself_and_tells_conport(app):
+    app.promote_model("one", confirm=True)
+    rate(app, 150, baseline=5, test=2, about="ramp")
+    app.watch_test()
+    assert app.champion() == BASE
+    assert app.trials.active() is None
+    told = app.ab_results()
+    assert "rolled back" in told.next_step
+    assert in_conport(app, "ABTests")[told.test_id]["ramp"] == "roll_back"
+    assert "Rolled back by itself: one -> " in decisions(app)
+    assert app.registry.audit.entries(subject="champion")[-1].actor == "ramp"
+
+
+def test_a_damaged_previous_version_is_not_rolled_back_to(app, monkeypatch):
+    app.promote_model("one", confirm=True)
+    rate(app, 150, baseline=5, test=2, about="ramp")
+
+    def damaged(version):
+        raise DigestMismatch(f"model.safetensors of {version} changed")
+
+    monkeypatch.setattr(app.registry, "verify", damaged)
+    with pytest.raises(DigestMismatch):
+        app.watch_test()
+    assert app.champion() == "one"
+    monkeypatch.undo()
+    app.watch_test()
+    assert app.champion() == BASE
+
+
+def test_a_ramp_can_be_rolled_back_by_hand_and_refuses_another_promotion(app):
+    app.promote_model("one", confirm=True)
+    with pytest.raises(Conflict, match="ramp of one"):
+        app.promote_model(BASE, confirm=True)
+    app.rollback_model(confirm=True)
+    assert app.champion() == BASE
+    assert app.trials.active() is None
+    assert in_conport(app, "ABTests")[app.ab_results().test_id]["ramp"] == "ramp_stopped"
+
+
+def test_a_version_promoted_without_a_won_test_serves_everyone_at_once(app):
+    app.promote_model("one", confirm=True)
+    app.rollback_model(confirm=True)
+    assert "all searches use the new index at once" in app.promote_model("one").will_change
+    app.promote_model("one", confirm=True)
+    assert app.trials.active() is None
