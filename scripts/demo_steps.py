@@ -23,6 +23,8 @@ from rich.table import Table
 
 from demo_data import Collection
 from ragtune_mcp.core.app import RagTune
+from ragtune_mcp.core.experiment.assignment import bucket, unit_of
+from ragtune_mcp.core.experiment.ramp import RAMP_SHARE
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.finetune.intervals import paired_interval
 from ragtune_mcp.core.finetune.metrics import evaluate_run
@@ -48,6 +50,7 @@ class Demo:
         self.collection = collection
         self.sessions = sessions
         self.seed = seed
+        self._salt = f"demo-{seed}"
         self.server: Client
 
     async def run(self) -> None:
@@ -64,7 +67,7 @@ class Demo:
             target = self.workspace / source.name
             shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
         await anyio.to_thread.run_sync(self._fill_conport)
-        environment = {**os.environ, "RAGTUNE_AB_SALT": f"demo-{self.seed}"}
+        environment = {**os.environ, "RAGTUNE_AB_SALT": self._salt}
         server = StdioServerParameters(
             command=sys.executable,
             args=["-m", "ragtune_mcp", "--workspace", str(self.workspace)],
@@ -240,7 +243,7 @@ class Demo:
 
     async def _promote_and_roll_back(self, version: str) -> None:
         self.console.rule("7. Promote, search, roll back")
-        query = self.collection.queries[sorted(self.collection.qrels)[0]]
+        query = self._query_in_ramp()
         await self._show_search("before", query)
         preview = await self._call("promote_model", version=version)
         self.console.print("Preview: " + "; ".join(preview["will_change"]))
@@ -253,6 +256,14 @@ class Demo:
             "rollback_model", confirm=True, reason="demo: show that every deployment can be undone"
         )
         self.console.print(f"Rolled back: {back['from']} -> [bold]{back['to']}[/bold].")
+
+    def _query_in_ramp(self) -> str:
+        """The first query that the new version answers at once: a promoted winner gets 80 % of them for a day."""
+        for query in sorted(self.collection.qrels):
+            text = self.collection.queries[query]
+            if bucket(self._salt, "", unit_of(text)) < RAMP_SHARE:
+                return text
+        raise LookupError("no query falls into the ramp")
 
     async def _show_search(self, moment: str, query: str) -> None:
         answer = await self._call("search", query=query, k=3)
