@@ -5,7 +5,7 @@ from tests.finetune.tiny import make_corpus, make_dataset
 
 from ragtune_mcp.core.errors import NotEnoughData
 from ragtune_mcp.core.finetune.examples import RankingExample
-from ragtune_mcp.core.finetune.objectives import Background, LibraryLoss, Ranking, columns_for
+from ragtune_mcp.core.finetune.objectives import LibraryLoss, Ranking, columns_for
 
 
 def example(index, negatives=(), answers=(), weight=1.0):
@@ -67,49 +67,11 @@ def test_the_loss_is_the_weighted_mean_of_the_examples():
     assert found == pytest.approx((0.9 * single(0) + 0.3 * single(1)) / 1.2, rel=1e-5)
 
 
-def with_background(examples, texts, **angles):
-    """Unit vectors in the plane for queries (q..), positives (p..) and the texts of a corpus."""
-    place = {text: [np.cos(angle), np.sin(angle)] for text, angle in angles.items()}
-    take = lambda found: np.array([place[text] for text in found], dtype=np.float32)  # noqa: E731
-    queries, positives = take([e.query for e in examples]), take([e.positive for e in examples])
-    return Ranking(examples, background=Background(texts, take(texts), queries, positives, margin=0.05))
-
-
-def test_the_whole_corpus_serves_as_negatives_except_likely_and_known_answers():
-    texts = ["near", "p0", "known", "far", "q0", "far"]
-    objective = with_background(
-        [example(0, answers=["known"])], texts, q0=0.0, p0=0.5, near=0.4, known=0.9, far=1.2
-    )
-    blocked = objective.batch([0]).layout.outside
-    assert blocked.tolist() == [[True, True, True, False, True, False]]
-
-
-def test_a_background_document_adds_to_the_loss_and_its_own_vector_gets_no_gradient():
-    alone, before = Ranking([example(0), example(1)]), ["p0", "p1"]
-    objective = with_background(
-        [example(0), example(1)], [*before, "far"], q0=0.0, q1=0.1, p0=0.2, p1=0.3, far=2.0
-    )
+def test_the_symmetric_loss_does_not_play_two_queries_of_one_document_against_each_other():
+    same = RankingExample("q9", "p0", (), frozenset({"p0"}), 1.0)
+    objective = Ranking([example(0), same], symmetric=True)
     batch = objective.batch([0, 1])
-    vectors = torch.randn(len(batch.texts), 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    loss = objective.loss(vectors, batch.layout)
-    loss.backward()
-    assert loss > alone.loss(vectors, alone.batch([0, 1]).layout)
-    assert set(batch.texts) == {"q0", "q1", "p0", "p1"}
-    assert vectors.grad[batch.texts.index("q0")].abs().max() > 0
-
-
-def test_background_scores_equal_those_of_encoding_the_documents():
-    texts = ["a", "b", "c"]
-    angles = {"q0": 0.0, "p0": 0.2, "a": 1.0, "b": 1.5, "c": 2.5}
-    objective = with_background([example(0)], texts, **angles)
-    batch = objective.batch([0])
-    unit = {
-        text: torch.tensor([np.cos(angle), np.sin(angle)], dtype=torch.float32)
-        for text, angle in angles.items()
-    }
-    found = objective.loss(torch.stack([unit[text] for text in batch.texts]), batch.layout)
-    scores = torch.tensor([20 * float(unit["q0"] @ unit[text]) for text in ("p0", "a", "b", "c")])
-    assert found.item() == pytest.approx(-torch.log_softmax(scores, 0)[0].item(), rel=1e-5)
+    assert objective.loss(vectors_of(batch.texts), batch.layout).item() == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_save_steps_writes_checkpoints_that_a_cancelled_run_resumes_from(referen
             checkpoints=folder,
         )
     assert not (tmp_path / "model").exists()
-    [saved] = folder.rglob("*.safetensors")
+    [saved] = folder.iterdir()
     assert saved.stem == "step-00000006"
     result, events = run(tiny_model, tmp_path / "model", config, checkpoints=folder)
     assert min(fields["step"] for _, _, fields in events if "loss" in fields) == 7

@@ -136,7 +136,6 @@ class TrainingMetrics:
         train_loss: mean loss of the steps since the line before.
         eval_score: validation nDCG@10; None where the line is not a validation.
         elapsed_s: seconds since training began.
-        fold: number of the cross-fitting run the line belongs to.
     """
 
     step: int
@@ -145,7 +144,6 @@ class TrainingMetrics:
     learning_rate: float
     eval_score: float | None = None
     elapsed_s: float = 0.0
-    fold: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +31,11 @@ class Vectors:
     documents: np.ndarray
     ids: Sequence[str]
 
-    def rank(self, queries: Iterable[str] | None = None, k: int = _DEPTH) -> dict[str, list[str]]:
+    def rank(self, k: int = _DEPTH) -> dict[str, list[str]]:
         """Query id -> ids of the k nearest documents by cosine, best first; ties by position in the
         corpus.
         """
-        names = list(self.queries if queries is None else queries)
+        names = list(self.queries)
         if not names:
             return {}
         found = rank_vectors(np.stack([self.queries[name] for name in names]), self.documents, k)
@@ -89,7 +89,7 @@ def rank_corpus(
     vectors = encode(list(queries.values()))
     return Vectors(
         dict(zip(queries, vectors, strict=True)), encode(list(corpus.values())), list(corpus)
-    ).rank(k=k)
+    ).rank(k)
 
 
 @dataclass(frozen=True, slots=True)

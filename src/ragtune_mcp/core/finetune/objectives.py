@@ -6,7 +6,7 @@ Both see a batch as distinct texts encoded once, and index arrays into them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -58,7 +58,6 @@ class RankingLayout(NamedTuple):
     Attributes:
         blocked: (n, c) bool, True where a candidate may not serve as a negative of an anchor.
         weights: (n,) trust in each example.
-        outside: (n, m) bool, True where a document of the whole corpus may not; None without one.
     """
 
     anchors: np.ndarray
@@ -66,29 +65,26 @@ class RankingLayout(NamedTuple):
     targets: np.ndarray
     blocked: np.ndarray
     weights: np.ndarray
-    outside: np.ndarray | None
 
 
 class Ranking:
-    """Softmax cross-entropy of the positive against all other documents, weighted per example.
+    """Softmax cross-entropy of the positive against every other document of the batch, weighted per example.
 
     MultipleNegativesRankingLoss (Henderson et al. 2017) where each distinct document of the batch is one
     candidate, and a document known to answer the query, or a near-duplicate of it, is never its negative.
-    With a background every document of the corpus is a negative too, by its kept vector: gradients reach the
-    query alone, so it costs one matrix product (cross-batch memory, Wang et al. 2020).
 
     Args:
         examples: what `batch` chooses from.
         scale: inverse temperature on the cosine.
-        background: the corpus by the base model, aligned with the examples.
+        symmetric: add the loss of finding each query from its positive.
     """
 
     def __init__(
-        self, examples: Sequence[RankingExample], *, scale: float = 20.0, background: Background | None = None
+        self, examples: Sequence[RankingExample], *, scale: float = 20.0, symmetric: bool = False
     ) -> None:
         self.examples = examples
         self.scale = scale
-        self.background = background
+        self.symmetric = symmetric
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -104,16 +100,17 @@ class Ranking:
                 candidates.setdefault(text, len(candidates))
         blocked = np.zeros((len(examples), len(candidates)), dtype=bool)
         for row, example in enumerate(examples):
-            for text in (*example.answers, example.query):
+            for text in example.answers:
                 if text in candidates and text != example.positive:
                     blocked[row, candidates[text]] = True
+            if example.query in candidates:
+                blocked[row, candidates[example.query]] = example.query != example.positive
         layout = RankingLayout(
             anchors,
             np.array([place(text) for text in candidates]),
             np.array([candidates[example.positive] for example in examples]),
             blocked,
             np.array([example.weight for example in examples], dtype=np.float32),
-            self.background.blocked(indices, examples, candidates) if self.background else None,
         )
         return Batch(list(place.place), layout)
 
@@ -123,63 +120,23 @@ class Ranking:
         from torch.nn.functional import cross_entropy, normalize
 
         unit = normalize(vectors, dim=-1)
-        anchors = self.scale * unit[torch.from_numpy(layout.anchors)]
-        scores = anchors @ unit[torch.from_numpy(layout.candidates)].T
+        anchors = unit[torch.from_numpy(layout.anchors)]
+        scores = self.scale * anchors @ unit[torch.from_numpy(layout.candidates)].T
         scores = scores.masked_fill(torch.from_numpy(layout.blocked), -torch.inf)
-        if self.background is not None and layout.outside is not None:
-            others = anchors @ torch.from_numpy(self.background.documents).T
-            scores = torch.cat(
-                [scores, others.masked_fill(torch.from_numpy(layout.outside), -torch.inf)], dim=1
-            )
-        losses = cross_entropy(scores, torch.from_numpy(layout.targets), reduction="none")
+        targets = torch.from_numpy(layout.targets)
         weights = torch.from_numpy(layout.weights)
+        losses = cross_entropy(scores, targets, reduction="none")
+        if self.symmetric:
+            back = scores[:, targets].T
+            same = torch.from_numpy(layout.targets[:, None] == layout.targets[None, :])
+            other = same & ~torch.eye(len(targets), dtype=torch.bool)
+            losses = (
+                losses
+                + cross_entropy(
+                    back.masked_fill(other, -torch.inf), torch.arange(len(targets)), reduction="none"
+                )
+            ) / 2
         return (weights * losses).sum() / weights.sum()
-
-
-class Background:
-    """The whole corpus as negatives, and which document may serve for which example.
-
-    A document that the base model finds almost as similar to the query as the positive is more often an
-    answer nobody rated than a wrong one; those above `(1 - margin) x` the positive's cosine are left out
-    (NV-Retriever, Moreira et al. 2024).
-
-    Args:
-        texts: m texts of the corpus; equal texts may stand there more than once.
-        documents: (m, dim) float32 unit vectors by the base model.
-        queries: (n, dim) unit vectors of the examples' queries by the base model.
-        positives: (n, dim) of their positives.
-        margin: relative margin in [0, 1).
-    """
-
-    def __init__(
-        self,
-        texts: Sequence[str],
-        documents: np.ndarray,
-        queries: np.ndarray,
-        positives: np.ndarray,
-        *,
-        margin: float,
-    ) -> None:
-        self.documents = documents
-        self._queries = queries
-        self._ceilings = (1.0 - margin) * np.einsum("nd,nd->n", queries, positives)
-        self._places: dict[str, list[int]] = {}
-        for index, text in enumerate(texts):
-            self._places.setdefault(text, []).append(index)
-
-    def blocked(
-        self, indices: Sequence[int], examples: Sequence[RankingExample], in_batch: Iterable[str]
-    ) -> np.ndarray:
-        """(n, m) bool: likely and known answers of each example, and what stands in the batch by itself."""
-        rows = list(indices)
-        found: np.ndarray = self._queries[rows] @ self.documents.T > self._ceilings[rows][:, None]
-        found[:, [place for text in in_batch for place in self._places.get(text, ())]] = True
-        for row, example in enumerate(examples):
-            found[
-                row,
-                [place for text in (*example.answers, example.query) for place in self._places.get(text, ())],
-            ] = True
-        return found
 
 
 class ColumnLayout(NamedTuple):

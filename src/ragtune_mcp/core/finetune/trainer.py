@@ -9,7 +9,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,11 +47,9 @@ class Trained:
     """What training leaves behind.
 
     Attributes:
-        weights: the best by validation score; the last ones where nothing was validated, or where the recipe
-            keeps the last and patience did not run out.
+        weights: the best weights by validation score, the last ones where nothing was validated.
         history: one entry per epoch and validation.
         best_step: the step of `weights`.
-        best_score: the best validation score on the way.
         stopped_early: whether patience ran out.
     """
 
@@ -137,13 +135,12 @@ class FastTrainer:
             on_step(Step(run.step, self.steps, run.step / self._per_epoch, loss, tokens))
             if checkpoints and (epoch_end or run.step % self._recipe.save_steps == 0):
                 self._save(checkpoints, fingerprint, run)
-        last_kept = self._recipe.keep_last and not run.stopped_early
-        weights = self._snapshot() if last_kept or not self._best else self._best
+        weights = self._best or self._snapshot()
         return Trained(
             weights,
             run.history,
             run.step,
-            run.step if last_kept else run.best_step or run.step,
+            run.best_step or run.step,
             run.best_score,
             run.history[-1].train_loss if run.history else math.nan,
             run.stopped_early,
@@ -273,15 +270,6 @@ def interpolate(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: 
     import torch
 
     return {name: torch.lerp(base[name], weight, alpha) for name, weight in tuned.items()}
-
-
-def average(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of the weights of several models that started from the same base (Wortsman et al. 2022, model
-    soup).
-    """
-    import torch
-
-    return {name: torch.stack([model[name] for model in models]).mean(0) for name in models[0]}
 
 
 def _parts(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:

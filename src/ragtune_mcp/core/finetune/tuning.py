@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -12,16 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from ragtune_mcp.core.dataset.pairs import Dataset, TrainingPair
+from ragtune_mcp.core.dataset.pairs import Dataset
 from ragtune_mcp.core.finetune.backbone import FastBackbone, LibraryBackbone, open_backbone
 from ragtune_mcp.core.finetune.base import BaseModel
 from ragtune_mcp.core.finetune.card import CardData, model_card
 from ragtune_mcp.core.finetune.config import FineTuningConfig, TrainingMetrics
-from ragtune_mcp.core.finetune.corpus_view import CorpusView
-from ragtune_mcp.core.finetune.evaluation import Vectors, compare
+from ragtune_mcp.core.finetune.evaluation import Vectors, compare, rank_vectors
 from ragtune_mcp.core.finetune.evaluation import report as evaluation_report
-from ragtune_mcp.core.finetune.examples import grades, is_positive
-from ragtune_mcp.core.finetune.folds import make_folds
+from ragtune_mcp.core.finetune.examples import grades, is_positive, ranking_examples
 from ragtune_mcp.core.finetune.gate import (
     Forgetting,
     GateVerdict,
@@ -29,17 +28,23 @@ from ragtune_mcp.core.finetune.gate import (
     neighbour_agreement,
     probe_correlation,
 )
+from ragtune_mcp.core.finetune.library_trainer import ranking_columns, train_with_library
 from ragtune_mcp.core.finetune.memory import MemoryPlan, plan_memory
+from ragtune_mcp.core.finetune.mining import mine_negatives
+from ragtune_mcp.core.finetune.objectives import LibraryLoss, Objective, Ranking, columns_for
 from ragtune_mcp.core.finetune.parts import document_ids, split_parts
 from ragtune_mcp.core.finetune.progress import Progress, Report
-from ragtune_mcp.core.finetune.recipe import Recipe, choose_recipe
-from ragtune_mcp.core.finetune.selection import Choice, choose_alpha
+from ragtune_mcp.core.finetune.recipe import choose_recipe
+from ragtune_mcp.core.finetune.selection import Choice, ValidationSet, choose_alpha
 from ragtune_mcp.core.finetune.similarity import pair_metrics
-from ragtune_mcp.core.finetune.trainer import average, interpolate
-from ragtune_mcp.core.finetune.training import Fitted, TrainingPhase
+from ragtune_mcp.core.finetune.trainer import FastTrainer, Step, Trained, interpolate
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_POOL_DEPTH = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,214 +117,258 @@ class _Run:
         self._dataset_id = dataset.dataset_id
         self._progress = progress
         self._parts = split_parts(dataset.pairs, config)
-        self._corpus = corpus
+        self._ids = list(corpus)
+        self._texts = list(corpus.values())
         self._place = document_ids(dataset.pairs, corpus)
-        self._queries = sorted({pair.query for pair in dataset.pairs})
+        self._corpus = corpus
         progress.start("loading the base model")
         self._backbone = open_backbone(base.path, config.max_seq_length, low_precision=config.use_amp)
-        trained = (*self._parts.train, *self._parts.validation)
-        positives = sum(is_positive(pair) for pair in trained)
+        positives = sum(is_positive(pair) for pair in self._parts.train)
         self._recipe = choose_recipe(config, positives, self._backbone.layers)
-        self._folds = make_folds(
-            self._parts.train, self._parts.validation, self._recipe.folds, config.random_seed
-        )
-        self._memory = freeze_within_memory(self._backbone, self._recipe, trained, list(corpus.values()))
-        self._upper = max(1, self._backbone.layers - self._backbone.frozen)
-        progress.plan(self._work())
+        self._memory = self._plan_memory()
+        self._queries = sorted({pair.query for pair in dataset.pairs})
+        self._plan_work()
 
     def result(self, output: Path, checkpoints: Path | None) -> FineTuneResult:
-        view = self._encode_base()
-        self._progress.start("training")
-        phase = TrainingPhase(
-            self._backbone, self._recipe, self._memory, view, self._place, self._progress, self._encode
-        )
-        fitted = phase.fit(self._folds, checkpoints)
-        choice = self._choose(fitted)
+        base_documents, base_queries = self._encode_base()
+        validation = self._validation_set(base_documents, base_queries)
+        trained = self._train(base_documents, validation, checkpoints)
+        choice = self._choose(trained, validation)
         # A blocked run still leaves the mildest trained candidate, so that the verdict is about a real model.
-        alpha = choice.alpha or min(a for a in self._recipe.candidates if a > 0)
-        weights = interpolate(
-            self._backbone.base_weights, average([f.trained.weights for f in fitted]), alpha
+        alpha = choice.alpha or min(a for a in self._recipe.alphas if a > 0)
+        weights = interpolate(self._backbone.base_weights, trained.weights, alpha)
+        tuned_documents, tuned_queries = self._encode_tuned(weights)
+        evaluation, metrics = self._evaluate(
+            Vectors(base_queries, base_documents, self._ids),
+            Vectors(tuned_queries, tuned_documents, self._ids),
+            weights,
         )
-        tuned = self._encode_tuned(weights)
-        evaluation, gate = self._evaluate(view, tuned, weights, choice.alpha)
-        history = [entry for f in fitted for entry in f.trained.history]
-        metrics = self._metrics(fitted, choice, alpha, evaluation)
-        chosen = self._chosen(fitted, choice)
+        gate = self._judge(
+            evaluation.pop("differences"), base_documents, tuned_documents, weights, choice.alpha
+        )
         self._progress.start("saving the model")
-        card = model_card(self._card_data(output.name), evaluation, gate, chosen)
-        _save(self._backbone, weights, card, output)
-        return FineTuneResult(output, self._progress.elapsed_s, metrics, evaluation, gate, history, chosen)
-
-    def _work(self) -> dict[str, float]:
-        """Tokens x layers of each phase, for the progress bar."""
-        count, recipe = self._backbone.token_count, self._recipe
-        corpus = count(list(self._corpus.values()))
-        training = validating = 0
-        for fold in self._folds:
-            answers = [
-                text for pair in fold.train if is_positive(pair) for text in (pair.query, pair.document)
-            ]
-            training += count(answers) * (1 + recipe.mined_negatives)
-            held_out = [pair for pair in fold.held_out if is_positive(pair)]
-            validating += min(corpus, 20 * count([pair.document for pair in held_out]))
-        return {
-            "encoding the corpus with the base model": corpus * max(1, self._backbone.layers),
-            "training": 3.5 * training * recipe.epochs * self._upper,
-            "choosing the candidate": validating * sum(a > 0 for a in recipe.alphas) * self._upper,
-            "encoding the corpus with the tuned model": corpus * self._upper,
-            "evaluating": corpus * self._upper * 0.05,
-        }
-
-    def _encode_base(self) -> CorpusView:
-        self._progress.start("encoding the corpus with the base model")
-        layers = max(1, self._backbone.layers)
-        if isinstance(self._backbone, FastBackbone):
-            # Texts that are read in every epoch come first, should the memory bound not hold them all.
-            trained = (*self._parts.train, *self._parts.validation)
-            self._backbone.keep([text for pair in trained for text in (pair.query, pair.document)])
-        return CorpusView(
-            self._backbone,
-            self._corpus,
-            self._queries,
-            lambda tokens: self._progress.advance(tokens * layers),
-        )
-
-    def _encode(self, texts: Sequence[str], weights: Mapping[str, Tensor] | None) -> np.ndarray:
-        return self._backbone.encode(
-            texts, weights, lambda tokens: self._progress.advance(tokens * self._upper)
-        )
-
-    def _encode_tuned(self, weights: Mapping[str, Tensor]) -> Vectors:
-        self._progress.start("encoding the corpus with the tuned model")
-        documents = self._encode(list(self._corpus.values()), weights)
-        queries = dict(zip(self._queries, self._encode(self._queries, weights), strict=True))
-        return Vectors(queries, documents, list(self._corpus))
-
-    def _choose(self, fitted: Sequence[Fitted]) -> Choice:
-        """Score the candidates of every fold on the queries it has not seen."""
-        self._progress.start("choosing the candidate")
-        base = self._backbone.base_weights
-        scores = {
-            alpha: np.concatenate(
-                [
-                    f.validation.base_score()
-                    if alpha == 0
-                    else f.validation.score(self._encode, interpolate(base, f.trained.weights, alpha))
-                    for f in fitted
-                ]
-            )
-            for alpha in self._recipe.alphas
-        }
-        return choose_alpha(scores, self._recipe.candidates)
-
-    def _evaluate(
-        self, view: CorpusView, tuned: Vectors, weights: Mapping[str, Tensor], alpha: float
-    ) -> tuple[dict[str, Any], GateVerdict]:
-        self._progress.start("evaluating")
-        seed, test = self._config.random_seed, self._parts.test
-        qrels = grades(test, self._place)
-        runs = [vectors.rank(qrels) for vectors in (view.vectors(), tuned)]
-        trained = (*self._parts.train, *self._parts.validation)
-        rated = {
-            self._place[p.document] for p in trained if p.rating is not None and p.document in self._place
-        }
-        evaluation = evaluation_report(
-            runs[0], runs[1], qrels, rated, {query: query for query in qrels}, seed
-        )
-        evaluation["documents"] = len(self._corpus)
-        evaluation["pairs"] = {
-            "base": pair_metrics(view.of, test),
-            "tuned": pair_metrics(lambda texts: self._encode(texts, weights), test),
-        }
-        forgetting = Forgetting(
-            probe_correlation(view.of),
-            probe_correlation(lambda texts: self._encode(texts, weights)),
-            neighbour_agreement(view.documents, tuned.documents, seed),
-        )
-        hint = (
-            f"more ratings, of more different queries (now {len(self._queries)} queries, "
-            f"{len({pair.query for pair in test})} of them held out for testing)"
-        )
-        differences = compare(runs[0], runs[1], qrels).differences()
-        return evaluation, judge(differences, forgetting, chosen_alpha=alpha, seed=seed, ratings_hint=hint)
-
-    def _metrics(
-        self, fitted: Sequence[Fitted], choice: Choice, alpha: float, evaluation: Mapping[str, Any]
-    ) -> dict[str, float | None]:
-        metrics: dict[str, float | None] = {
-            "final_train_loss": float(np.mean([f.trained.final_loss for f in fitted])),
-            "final_eval_score": choice.score(alpha) if choice.scores else None,
+        metrics = {
+            "final_train_loss": trained.final_loss,
+            "final_eval_score": choice.scores.get(alpha, trained.best_score),
             "base_eval_score": choice.scores.get(0.0),
-            "test_queries": float(evaluation["queries"]),
+            **metrics,
         }
-        for name, gain in evaluation["gain"].items():
-            metrics[f"base_{name}"] = evaluation["base"][name]
-            metrics[f"tuned_{name}"] = evaluation["tuned"][name]
-            metrics[f"gain_{name}"] = gain["mean"]
-        metrics.update(evaluation["pairs"]["tuned"])
-        return metrics
-
-    def _chosen(self, fitted: Sequence[Fitted], choice: Choice) -> dict[str, Any]:
-        return {
+        chosen = {
             "recipe": self._recipe.to_dict(),
             "interpolation": choice.to_dict(),
             "reasons": [*self._recipe.reasons, choice.reason],
-            "steps": sum(f.trained.steps for f in fitted),
-            "best_steps": [f.trained.best_step for f in fitted],
-            "stopped_early": any(f.trained.stopped_early for f in fitted),
+            "steps": trained.steps,
+            "best_step": trained.best_step,
+            "stopped_early": trained.stopped_early,
             "memory": self._memory.to_dict() if self._memory else None,
         }
+        card = model_card(self._card_data(output.name), evaluation, gate, chosen)
+        _save(self._backbone, weights, card, output)
+        return FineTuneResult(
+            output, self._progress.elapsed_s, metrics, evaluation, gate, trained.history, chosen
+        )
 
     def _card_data(self, name: str) -> CardData:
-        parts = self._parts._asdict()
         return CardData(
             name=name,
             base=self._base.name,
             dataset_id=self._dataset_id,
-            pairs={part: len(pairs) for part, pairs in parts.items()},
-            queries={part: len({pair.query for pair in pairs}) for part, pairs in parts.items()},
+            pairs={part: len(pairs) for part, pairs in self._parts._asdict().items()},
+            queries={
+                part: len({pair.query for pair in pairs}) for part, pairs in self._parts._asdict().items()
+            },
             max_tokens=self._backbone.max_tokens,
             duration_s=self._progress.elapsed_s,
         )
 
+    def _plan_memory(self) -> MemoryPlan | None:
+        """Freeze the backbone within the memory there is; None where the library decides."""
+        backbone, recipe = self._backbone, self._recipe
+        if not isinstance(backbone, FastBackbone):
+            return None
+        answers = [text for pair in self._parts.train for text in (pair.query, pair.document)]
+        corpus, training = backbone.token_count(self._texts), backbone.token_count(answers)
+        per_example = 2 * training / max(1, len(set(answers))) * (1 + recipe.mined_negatives)
+        item_bytes = backbone.dtype.itemsize
+        plan = plan_memory(
+            backbone.size(recipe.frozen_layers),
+            text_tokens=backbone.max_tokens,
+            batch_tokens=round(recipe.batch_size * per_example),
+            kept_bytes=(corpus + training) * backbone.shape.width * item_bytes if recipe.frozen_layers else 0,
+            vector_bytes=2 * len(self._ids) * backbone.shape.width * 4,
+            item_bytes=item_bytes,
+            available=psutil.virtual_memory().available,
+        )
+        backbone.freeze(recipe.frozen_layers, plan.kept_bytes)
+        return plan
 
-def freeze_within_memory(
-    backbone: FastBackbone | LibraryBackbone,
-    recipe: Recipe,
-    pairs: Sequence[TrainingPair],
-    texts: Sequence[str],
-) -> MemoryPlan | None:
-    """Freeze the fast backbone's lower layers within the memory there is.
+    def _plan_work(self) -> None:
+        layers = self._backbone.layers or 1
+        upper = layers - self._backbone.frozen
+        corpus = self._backbone.token_count(self._texts)
+        answers = [
+            text for pair in self._parts.train if is_positive(pair) for text in (pair.query, pair.document)
+        ]
+        per_epoch = self._backbone.token_count(answers) * (1 + self._recipe.mined_negatives)
+        held_out = min(corpus, 3000 * len({pair.query for pair in self._parts.validation}))
+        self._progress.plan(
+            {
+                "encoding the corpus with the base model": corpus * layers,
+                "training": (3 * per_epoch + held_out) * self._recipe.epochs * upper,
+                "choosing the interpolation": held_out * upper * max(0, len(self._recipe.alphas) - 2),
+                "encoding the corpus with the tuned model": corpus * upper,
+                "evaluating": corpus * upper * 0.05,
+            }
+        )
+        self._upper = upper
 
-    Args:
-        backbone: the library's own is left alone.
-        recipe: frozen layers, batch size, negatives.
-        pairs: what is trained on.
-        texts: the corpus.
+    def _encode_base(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        self._progress.start("encoding the corpus with the base model")
+        layers = self._backbone.layers or 1
+        if isinstance(self._backbone, FastBackbone):
+            # Texts that are read in every epoch come first, should the memory bound not hold them all.
+            self._backbone.keep([text for pair in self._parts.train for text in (pair.query, pair.document)])
+        documents = self._backbone.encode(
+            self._texts, tick=lambda tokens: self._progress.advance(tokens * layers)
+        )
+        return documents, self._encode_queries(None)
 
-    Returns:
-        The bounds of the run; None where the library decides.
+    def _encode_tuned(self, weights: Mapping[str, Tensor]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        self._progress.start("encoding the corpus with the tuned model")
+        tick = self._tick()
+        return self._backbone.encode(self._texts, weights, tick), self._encode_queries(weights)
 
-    Raises:
-        JobFailed: the run does not fit into memory.
-    """
-    if not isinstance(backbone, FastBackbone):
-        return None
-    answers = [text for pair in pairs for text in (pair.query, pair.document)]
-    corpus, training = backbone.token_count(texts), backbone.token_count(answers)
-    per_example = 2 * training / max(1, len(set(answers))) * (1 + recipe.mined_negatives)
-    width, item_bytes = backbone.shape.width, backbone.dtype.itemsize
-    plan = plan_memory(
-        backbone.size(recipe.frozen_layers),
-        text_tokens=backbone.max_tokens,
-        batch_tokens=round(recipe.batch_size * per_example),
-        kept_bytes=(corpus + training) * width * item_bytes if recipe.frozen_layers else 0,
-        vector_bytes=2 * len(texts) * width * 4,
-        item_bytes=item_bytes,
-        available=psutil.virtual_memory().available,
-    )
-    backbone.freeze(recipe.frozen_layers, plan.kept_bytes)
-    return plan
+    def _encode_queries(self, weights: Mapping[str, Tensor] | None) -> dict[str, np.ndarray]:
+        return dict(zip(self._queries, self._backbone.encode(self._queries, weights), strict=True))
+
+    def _tick(self) -> Callable[[int], None]:
+        return lambda tokens: self._progress.advance(tokens * self._upper)
+
+    def _validation_set(self, documents: np.ndarray, queries: Mapping[str, np.ndarray]) -> ValidationSet:
+        qrels = grades(self._parts.validation, self._place)
+        nearest = {query: rank_vectors(queries[query][None], documents, _POOL_DEPTH)[0] for query in qrels}
+        return ValidationSet(qrels, self._corpus, self._ids, nearest)
+
+    def _train(self, documents: np.ndarray, validation: ValidationSet, checkpoints: Path | None) -> Trained:
+        recipe = self._recipe
+        upper, encode = self._upper, self._scoring()
+        validate = (
+            (lambda weights: float(validation.score(encode, weights).mean())) if len(validation) else None
+        )
+
+        def on_step(step: Step) -> None:
+            self._progress.advance(
+                3 * step.tokens * upper,
+                f"training, step {step.step} of {step.steps}",
+                loss=round(step.loss, 4),
+                step=step.step,
+                steps=step.steps,
+                epoch=round(step.epoch, 2),
+            )
+
+        if recipe.loss == "ranking":
+            examples = self._mined(documents)
+        self._progress.start("training")
+        if isinstance(self._backbone, LibraryBackbone):
+            rows, labels = (
+                (ranking_columns(examples), None)
+                if recipe.loss == "ranking"
+                else columns_for(recipe.loss, self._parts.train, recipe.seed)
+            )
+            return train_with_library(
+                self._backbone,
+                rows,
+                labels,
+                recipe,
+                validate=validate,
+                on_step=on_step,
+                checkpoints=checkpoints,
+            )
+        objective: Objective = (
+            Ranking(examples, scale=recipe.scale)
+            if recipe.loss == "ranking"
+            else LibraryLoss(recipe.loss, *columns_for(recipe.loss, self._parts.train, recipe.seed))
+        )
+        assert self._memory is not None
+        trainer = FastTrainer(self._backbone, objective, recipe, micro_tokens=self._memory.part_tokens)
+        return trainer.run(validate=validate, on_step=on_step, checkpoints=checkpoints)
+
+    def _mined(self, documents: np.ndarray) -> list[Any]:
+        examples = ranking_examples(self._parts.train)
+        return mine_negatives(
+            examples,
+            self._backbone.encode([example.query for example in examples]),
+            self._backbone.encode([example.positive for example in examples]),
+            documents,
+            self._texts,
+            per_example=self._recipe.mined_negatives,
+            margin=self._recipe.margin,
+        )
+
+    def _scoring(self) -> Callable[[Sequence[str], Mapping[str, Tensor] | None], np.ndarray]:
+        tick = self._tick()
+        return lambda texts, weights: self._backbone.encode(texts, weights, tick)
+
+    def _choose(self, trained: Trained, validation: ValidationSet) -> Choice:
+        self._progress.start("choosing the interpolation")
+        base, encode = self._backbone.base_weights, self._scoring()
+        scores = {
+            alpha: validation.score(encode, interpolate(base, trained.weights, alpha))
+            for alpha in self._recipe.alphas
+        }
+        return choose_alpha(scores)
+
+    def _evaluate(
+        self, base: Vectors, tuned: Vectors, weights: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, float | None]]:
+        self._progress.start("evaluating")
+        qrels = grades(self._parts.test, self._place)
+        base, tuned = (
+            Vectors({query: v.queries[query] for query in qrels}, v.documents, v.ids) for v in (base, tuned)
+        )
+        base_run, tuned_run = base.rank(), tuned.rank()
+        rated = {
+            self._place[pair.document]
+            for pair in self._parts.train
+            if pair.rating and pair.document in self._place
+        }
+        seed = self._config.random_seed
+        found = evaluation_report(base_run, tuned_run, qrels, rated, {query: query for query in qrels}, seed)
+        found["documents"] = len(self._ids)
+        found["differences"] = compare(base_run, tuned_run, qrels).differences()
+        pairs = {
+            "base": pair_metrics(self._backbone.encode, self._parts.test),
+            "tuned": pair_metrics(lambda texts: self._backbone.encode(texts, weights), self._parts.test),
+        }
+        found["pairs"] = pairs
+        metrics: dict[str, float | None] = {"test_queries": float(found["queries"])}
+        for name, gain in found["gain"].items():
+            metrics[f"base_{name}"], metrics[f"tuned_{name}"] = found["base"][name], found["tuned"][name]
+            metrics[f"gain_{name}"] = gain["mean"]
+        metrics.update(pairs["tuned"])
+        return found, metrics
+
+    def _judge(
+        self,
+        differences: np.ndarray,
+        base: np.ndarray,
+        tuned: np.ndarray,
+        weights: Mapping[str, Tensor],
+        alpha: float,
+    ) -> GateVerdict:
+        forgetting = Forgetting(
+            probe_correlation(self._backbone.encode),
+            probe_correlation(lambda texts: self._backbone.encode(texts, weights)),
+            neighbour_agreement(base, tuned, self._config.random_seed),
+        )
+        judged = len({pair.query for pair in self._parts.test})
+        hint = (
+            f"more ratings, of more different queries (now {len(self._queries)} queries, "
+            f"{judged} of them held out for testing)"
+        )
+        return judge(
+            differences, forgetting, chosen_alpha=alpha, seed=self._config.random_seed, ratings_hint=hint
+        )
 
 
 def _save(
