@@ -53,7 +53,8 @@ def test_promoting_the_winner_begins_its_ramp_and_says_so_before(app):
     app.promote_model("one", confirm=True)
     trial = app.trials.active()
     assert (app.champion(), trial.status, trial.split) == ("one", "ramping", 0.8)
-    assert in_conport(app, "ABTests")[trial.test_id]["status"] == "ramping"
+    told = in_conport(app, "ABTests")[trial.test_id]
+    assert (told["status"], told["recommendation"]) == ("ramping", "deploy_test_model")
 
 
 def test_a_quiet_ramp_ends_with_all_searches_on_the_winner(app):

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from ragtune_mcp.core.clock import to_iso
 from ragtune_mcp.core.errors import FeatureDisabled, GateBlocked, InvalidInput, NotReady
+from ragtune_mcp.core.experiment.decision_log import final_decision
 from ragtune_mcp.core.experiment.plot import effect_svg
 from ragtune_mcp.core.experiment.ramp import RampOutcome
 from ragtune_mcp.core.experiment.reading import Reading
@@ -198,7 +199,14 @@ class TrialVerbs(TrainingVerbs):
             self._told[answer.test_id] = answer
 
     def _log_trial(self, trial: Trial, outcome: dict[str, object]) -> None:
-        self.outbox.put_custom_data("ABTests", trial.test_id, {**summary(trial), **outcome})
+        # Every write replaces the row, so what was decided is said again in each.
+        decision = final_decision(self.db.connection, trial.test_id)
+        decided = (
+            {"recommendation": str(decision.recommendation), "reasons": list(decision.reasons)}
+            if decision
+            else {}
+        )
+        self.outbox.put_custom_data("ABTests", trial.test_id, {**summary(trial), **decided, **outcome})
 
     @cached_property
     def _told(self) -> dict[str, AbResults]:
