@@ -3,7 +3,8 @@ from tests.experiment.support import World
 
 from ragtune_mcp.core.errors import InvalidInput, UnknownId
 from ragtune_mcp.core.experiment.outcomes import Outcomes
-from ragtune_mcp.core.feedback.parsing import parse_feedback
+from ragtune_mcp.core.feedback.parsing import MAX_DOCUMENT_TEXT, parse_feedback
+from ragtune_mcp.core.workspace import sha256_text
 
 
 def states(world):
@@ -26,7 +27,8 @@ def test_an_entry_carries_everything_shown_and_said_in_the_form_that_trains(worl
     )
     value = recorded.value
     assert (value["schema"], value["query"], value["rating"]) == ("ragtune.feedback/1", "How do I start?", 4)
-    assert (value["user_satisfaction"], value["comment"], value["rater"]) == (3, "helped", "alice")
+    assert (value["user_satisfaction"], value["rater"]) == (3, "alice")
+    assert value["detailed_feedback"]["comments"] == "helped"
     assert [d["id"] for d in value["documents"]] == value["document_ids"] == shown
     assert [d["rank"] for d in value["documents"]] == [1, 2]
     first, second = value["documents"]
@@ -55,7 +57,7 @@ def test_the_reader_of_feedback_understands_the_entry(world):
     assert record.query_id == served.query_id
 
 
-def test_a_long_text_is_cut_at_4_kb_but_hashed_whole(world):
+def test_a_long_text_is_cut_but_hashed_whole(world):
     world.rankings = {"base": ["x" * 10]}
     long = World(world.db)
     long.answer = lambda version, query, k: [
@@ -65,7 +67,8 @@ def test_a_long_text_is_cut_at_4_kb_but_hashed_whole(world):
     served = long.service.search("question")
     assert served.hits[0].text == "x" * 9000
     document = long.outcomes.record(served.query_id, 4).value["documents"][0]
-    assert len(document["text"]) == 4096
+    assert document["text"] == "x" * MAX_DOCUMENT_TEXT
+    assert document["text_sha256"] == sha256_text("x" * 9000)
 
 
 def test_repeating_feedback_changes_nothing_and_is_counted(world):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -13,8 +12,13 @@ from typing import Any, Literal
 from ragtune_mcp.core.clock import from_iso, to_iso, utc_now
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import InvalidInput, UnknownId
-from ragtune_mcp.core.experiment.assignment import Variant
 from ragtune_mcp.core.experiment.decision_log import final_decision
+from ragtune_mcp.core.experiment.entry import (
+    Exposed,
+    exposed_search,
+    feedback_entry,
+    known_opinions,
+)
 from ragtune_mcp.core.experiment.trials import Trial, TrialStore, add_tally
 
 EDIT_WINDOW = timedelta(minutes=10)
@@ -46,22 +50,6 @@ class _Opinion:
     kind: Kind
     item: str
     value: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Exposed:
-    """The search that feedback refers to, with what was shown: id -> (rank, sha256, source, score, gap)."""
-
-    seq: int
-    query_id: str
-    query: str
-    k: int
-    unit: str
-    assigned: str | None
-    test_id: str | None
-    version: str
-    latency_ms: float
-    shown: Mapping[str, tuple[int, str, str, float, float | None]]
 
 
 class Outcomes:
@@ -125,7 +113,7 @@ class Outcomes:
                 raise InvalidInput(
                     "The feedback says nothing.", hint="Give a rating, document_ratings or a comment."
                 )
-            exposed = self._exposed(query_id)
+            exposed = exposed_search(self._db.connection, query_id)
             _check_shown(exposed, opinions)
         except (InvalidInput, UnknownId) as error:
             self._count_refused(error)
@@ -142,32 +130,13 @@ class Outcomes:
             with self._db.transaction() as conn:
                 add_tally(conn, trial.test_id, "unknown_query" if isinstance(error, UnknownId) else "invalid")
 
-    def _exposed(self, query_id: str) -> _Exposed:
-        row = self._db.connection.execute(
-            "SELECT e.seq, e.query_id, e.query, e.k, e.unit, e.assigned, e.test_id, a.version,"
-            " a.latency_ms, a.results"
-            " FROM exposures e LEFT JOIN answers a ON a.exposure_seq = e.seq WHERE e.query_id = ?",
-            (query_id,),
-        ).fetchone()
-        if row is None or row["results"] is None:
-            raise UnknownId(
-                f"No search has the query_id {query_id!r}.",
-                hint="Use the query_id that search returned.",
-                code="unknown_query",
-            )
-        shown = {
-            id_: (rank, sha, source, score, gap)
-            for rank, (id_, sha, source, score, gap) in enumerate(json.loads(row["results"]), 1)
-        }
-        return _Exposed(**{name: row[name] for name in row.keys() if name != "results"}, shown=shown)
-
     def _store(
-        self, conn: sqlite3.Connection, exposed: _Exposed, opinions: list[_Opinion], comment: str, rater: str
+        self, conn: sqlite3.Connection, exposed: Exposed, opinions: list[_Opinion], comment: str, rater: str
     ) -> Recorded:
         now = self._clock()
         feedback_id = str(uuid.uuid5(_NAMESPACE, f"{exposed.query_id}\x1f{rater}"))
         trial = self._trials.get(exposed.test_id) if exposed.test_id else None
-        known = _known(conn, exposed.query_id, rater)
+        known = known_opinions(conn, exposed.query_id, rater)
         fresh = [
             o for o in opinions if (old := known.get((o.kind, o.item))) is None or old["value"] != o.value
         ]
@@ -185,7 +154,7 @@ class Outcomes:
                 " updated_at = excluded.updated_at",
                 (feedback_id, exposed.query_id, rater, comment, to_iso(now), to_iso(now)),
             )
-        value = _feedback_value(conn, exposed, feedback_id)
+        value = feedback_entry(conn, exposed, feedback_id)
         return Recorded(feedback_id, value, is_duplicate, is_late=state == "late")
 
 
@@ -215,23 +184,13 @@ def _rating(name: str, value: object) -> float:
     return float(value)
 
 
-def _check_shown(exposed: _Exposed, opinions: list[_Opinion]) -> None:
+def _check_shown(exposed: Exposed, opinions: list[_Opinion]) -> None:
     foreign = [o.item for o in opinions if o.kind in ("document", "helpful") and o.item not in exposed.shown]
     if foreign:
         raise InvalidInput(
             f"The document {foreign[0]!r} was not among the results of {exposed.query_id}.",
             hint=f"Rate the documents shown: {', '.join(exposed.shown) or 'none'}.",
         )
-
-
-def _known(conn: sqlite3.Connection, query_id: str, rater: str) -> dict[tuple[str, str], sqlite3.Row]:
-    """The newest revision of each opinion this rater has given on the search."""
-    rows = conn.execute(
-        "SELECT seq, kind, item, value, revision, replaces, state, at FROM outcomes"
-        " WHERE query_id = ? AND rater = ? ORDER BY seq",
-        (query_id, rater),
-    )
-    return {(row["kind"], row["item"]): row for row in rows}
 
 
 def _arrival_state(conn: sqlite3.Connection, trial: Trial, now: datetime) -> str:
@@ -245,7 +204,7 @@ def _arrival_state(conn: sqlite3.Connection, trial: Trial, now: datetime) -> str
 
 def _log_opinions(
     conn: sqlite3.Connection,
-    exposed: _Exposed,
+    exposed: Exposed,
     fresh: list[_Opinion],
     known: Mapping[tuple[str, str], sqlite3.Row],
     rater: str,
@@ -256,7 +215,8 @@ def _log_opinions(
     submission = 0
     for opinion in fresh:
         old = known.get((opinion.kind, opinion.item))
-        rank, _, _, _, gap = exposed.shown.get(opinion.item, (None, "", "", 0.0, None))
+        document = exposed.shown.get(opinion.item)
+        rank, gap = (document.rank, document.gap) if document else (None, None)
         cursor = conn.execute(
             "INSERT INTO outcomes (submission, query_id, exposure_seq, test_id, unit, rater, kind, item,"
             " value, rank, gap, revision, replaces, state, at)"
@@ -304,57 +264,3 @@ def _tally(
     for name, count in counts.items():
         if count:
             add_tally(conn, trial.test_id, name, count)
-
-
-def _feedback_value(conn: sqlite3.Connection, exposed: _Exposed, feedback_id: str) -> dict[str, Any]:
-    """Everything this rater has said on the search, in the form `ragtune.feedback/1`."""
-    entry = conn.execute("SELECT * FROM feedback WHERE feedback_id = ?", (feedback_id,)).fetchone()
-    known = {key: row["value"] for key, row in _known(conn, exposed.query_id, entry["rater"]).items()}
-
-    def opinion(kind: Kind, item: str = "") -> int | None:
-        value = known.get((kind, item))
-        return None if value is None else int(value)
-
-    texts = {
-        row["text_sha256"]: row["text"]
-        for row in conn.execute(
-            "SELECT d.* FROM shown_documents d WHERE text_sha256 IN (SELECT value FROM json_each(?))",
-            (json.dumps([sha for _, sha, *_ in exposed.shown.values()]),),
-        )
-    }
-    documents = [
-        {
-            "id": id_,
-            "text": texts.get(sha),
-            "text_sha256": sha,
-            "rank": rank,
-            "score": score,
-            "rating": opinion("document", id_),
-            "helpful": True if opinion("helpful", id_) else None,
-            "source": source,
-        }
-        for id_, (rank, sha, source, score, _) in exposed.shown.items()
-    ]
-    return {
-        "schema": "ragtune.feedback/1",
-        "feedback_id": feedback_id,
-        "timestamp": entry["updated_at"],
-        "session_id": entry["rater"] or None,
-        "rater": entry["rater"],
-        "query_id": exposed.query_id,
-        "query": exposed.query,
-        "response": None,
-        "rating": opinion("answer"),
-        "user_satisfaction": opinion("satisfaction"),
-        "comment": entry["comment"],
-        "document_ids": list(exposed.shown),
-        "documents": documents,
-        "retrieval": {
-            "model_id": exposed.version,
-            "k": exposed.k,
-            "ab_test_id": exposed.test_id,
-            "arm": exposed.assigned if exposed.assigned != Variant.BOTH else None,
-            "latency_ms": round(exposed.latency_ms, 3),
-        },
-        "metadata": {},
-    }

@@ -18,9 +18,9 @@ from ragtune_mcp.core.experiment.assignment import Variant, assign, coin_flips, 
 from ragtune_mcp.core.experiment.decision_log import break_circuit
 from ragtune_mcp.core.experiment.interleaving import MIDPOINT_RATING, discount_gap, team_draft
 from ragtune_mcp.core.experiment.trials import Trial, TrialStore
+from ragtune_mcp.core.feedback.parsing import MAX_DOCUMENT_TEXT
 from ragtune_mcp.core.workspace import new_handle, sha256_text
 
-MAX_STORED_TEXT = 4096
 _logger = logging.getLogger(__name__)
 
 
@@ -187,7 +187,7 @@ class SearchService:
         with self._db.transaction() as conn:
             conn.executemany(
                 "INSERT OR IGNORE INTO shown_documents VALUES (?, ?)",
-                [(sha, hit.text[:MAX_STORED_TEXT]) for sha, hit in shown],
+                [(sha, hit.text[:MAX_DOCUMENT_TEXT]) for sha, hit in shown],
             )
             conn.execute(
                 "INSERT INTO answers (exposure_seq, test_id, at, served, version, failure, latency_ms,"
