@@ -3,7 +3,8 @@
     .venv/bin/python scripts/bench/synthetic_pairs.py [--data DIR] [--only COLLECTION ...]
 
 Writes the table `synthetic` of docs/training-data.md. Ratings of the train queries are simulated from the
-judgements (mild noise); everything is trained by the project's own `fine_tune`. Minutes per collection.
+judgements (mild noise); everything is trained by the project's own `fine_tune`. Minutes per collection; rows
+of earlier runs are kept.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from training_data import (
+    CACHE,
     NOW,
     OPEN,
     ROOT,
@@ -101,15 +103,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--only", nargs="+", choices=COLLECTIONS, default=list(COLLECTIONS))
     options = parser.parse_args()
-    rows = []
+    stored = CACHE / "synthetic.json"
+    rows: dict[str, list[Any]] = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
     for name in options.only:
-        rows.append(measure(options.data, name))
-        print(rows[-1], flush=True)
+        rows[name] = [str(cell) for cell in measure(options.data, name)]
+        print(rows[name], flush=True)
+        stored.write_text(json.dumps(rows), encoding="utf-8")
     head = (
         "collection", "test queries", "rated positives", "synthetic pairs",
         "nDCG@10 gain, rated", "gain, rated and synthetic", "difference",
     )  # fmt: skip
-    write_tables({"synthetic": table(head, rows)})
+    write_tables({"synthetic": table(head, [rows[name] for name in COLLECTIONS if name in rows])})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def wrong_share_limit(streams):
 
 
 @pytest.mark.parametrize(
-    ("name", "streams"), [("aa", 100), ("aa-drift", 30), ("aa-split", 30), ("aa-change", 30)]
+    ("name", "streams"), [("aa", 200), ("aa-drift", 20), ("aa-split", 20), ("aa-change", 20)]
 )
 def test_equal_models_are_rarely_told_apart_although_read_after_every_rating(name, streams, tmp_path):
     outcomes, used = simulate(SCENARIOS[name], streams, RATINGS, 5, tmp_path)

@@ -110,6 +110,12 @@ def test_a_rating_that_is_not_a_whole_number_from_1_to_5_is_refused_and_counted(
     assert tallies(world) == {"invalid": 3}
 
 
+def test_a_document_rating_of_none_is_refused(world):
+    served = world.service.search("question", k=1)
+    with pytest.raises(InvalidInput, match="None"):
+        world.outcomes.record(served.query_id, document_ratings={served.hits[0].id: None})
+
+
 def test_feedback_that_says_nothing_is_refused(world):
     served = world.service.search("question")
     with pytest.raises(InvalidInput):

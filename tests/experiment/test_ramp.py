@@ -133,3 +133,24 @@ def test_a_harmless_ramp_is_rarely_rolled_back(won):
         served = won.service.search(f"ramp {i}")
         won.outcomes.record(served.query_id, int(rng.choice(5, p=PMF42)) + 1)
         assert won.ramp.check() is None
+
+
+def test_a_ramp_is_due_only_for_the_versions_of_the_latest_won_test(won):
+    test_id = won.trials.latest().test_id
+    assert won.ramp.due_for("base", TUNED) == test_id
+    assert won.ramp.due_for(TUNED, "base") == won.ramp.due_for("base", "other") == ""
+    won.ramp.begin(test_id)
+    assert won.ramp.due_for("base", TUNED) == ""
+
+
+def test_no_ramp_is_due_without_any_test(world):
+    assert world.ramp.due_for("base", TUNED) == ""
+
+
+def test_the_results_tell_how_the_ramp_went(won):
+    test_id = won.trials.latest().test_id
+    won.ramp.begin(test_id)
+    assert "80%" in won.report.results().next_step
+    won.clock.forward(hours=25)
+    won.ramp.check()
+    assert "ramp is over" in won.report.results().next_step

@@ -388,3 +388,48 @@ def test_a_long_stream_read_after_every_rating_ends_in_one_decision(world):
     assert reading.status == "completed"
     assert 60 <= used <= 200
     assert sum(row["is_final"] for row in decisions(world)) == 1
+
+
+def test_a_look_that_fails_leaves_nothing_half_counted(world, monkeypatch):
+    world.start()
+    world.rate_by_arm(20, 3, 4)
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("ragtune_mcp.core.experiment.report.log_decision", fail)
+        with pytest.raises(OSError, match="disk full"):
+            world.report.results()
+    world.rate("one more", 5)
+    assert world.report.results() == World(world.db, clock=world.clock).report.results()
+
+
+def test_a_higher_mean_with_fewer_happy_searches_is_warned_of(world):
+    """Unhappy users of the test version keep silent: its mean rises while fewer of its searches end well."""
+    world.start()
+    for i in range(400):
+        served = world.service.search(f"question {i}")
+        if world.arm_of(served.query_id) == "baseline":
+            world.outcomes.record(served.query_id, 5 if i % 2 else 3)
+        elif i % 3 == 0:
+            world.outcomes.record(served.query_id, 5)
+    assert any("disagree in sign" in warning for warning in world.report.results().warnings)
+
+
+def test_a_page_for_people_names_every_number_with_its_n_and_interval(world):
+    world.start(metrics=("response_quality", "user_satisfaction"), duration_hours=24)
+    for i in range(90):
+        served = world.service.search(f"question {i}")
+        world.outcomes.record(served.query_id, 3 + i % 3, user_satisfaction=2 + i % 4)
+        world.outcomes.record(served.query_id, 3 + i % 3, user_satisfaction=2 + i % 4)
+    world.clock.forward(hours=25)
+    reading = world.report.results()
+    page = world.report.document(reading.test_id)
+    assert page.startswith(f"# A/B test {reading.test_id}: {reading.recommendation}")
+    for name in ("n_exposed", "n_rated"):
+        assert f"| {reading.baseline_metrics[name]} | {reading.test_metrics[name]} |" in page
+    assert "Holm-adjusted p: user_satisfaction" in page
+    assert "duplicate 90" in page
+    assert "95 % always valid" in page
+    assert f"| {reading.recommendation} | 90 |" in page

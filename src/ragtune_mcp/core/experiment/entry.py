@@ -42,11 +42,7 @@ class Exposed:
 
 
 def exposed_search(conn: sqlite3.Connection, query_id: str) -> Exposed:
-    """The answered search of a handle.
-
-    Raises:
-        UnknownId: there is none, or it died before it was answered (code `unknown_query`).
-    """
+    """The answered search of a handle; UnknownId (`unknown_query`) where none was ever answered."""
     row = conn.execute(
         "SELECT e.seq, e.query_id, e.query, e.k, e.unit, e.assigned, e.test_id, a.version,"
         " a.latency_ms, a.results"
