@@ -38,7 +38,7 @@ Rankings = list[list[str]]
 
 def encode(collection_name: str, out: Path) -> None:
     """Train, embed and store: queries, documents and judgements of the test part."""
-    from bench_data import ROOT, load_collection, simulated_ratings, to_dataset
+    from bench_data import DATA, ROOT, load_collection, simulated_ratings, to_dataset
     from finetune_quality import base_run
 
     from ragtune_mcp.core.finetune.backbone import open_backbone
@@ -48,10 +48,10 @@ def encode(collection_name: str, out: Path) -> None:
 
     collection = load_collection(collection_name)
     base = resolve_base_model("all-MiniLM-L6-v2", ROOT, allow_downloads=False)
-    ratings = simulated_ratings(collection, base_run(collection, base.path), 1000, "clean", 0)
+    ratings = simulated_ratings(collection, base_run(collection_name, DATA), 1000, "clean", 0)
     out.mkdir(parents=True, exist_ok=True)
     result = fine_tune(
-        to_dataset(collection, ratings, 0.1, 0),
+        to_dataset(collection.name, ratings),
         collection.corpus,
         base,
         FineTuningConfig(random_seed=0),

@@ -1,8 +1,8 @@
-"""Collections in BEIR layout as fine-tuning data sets: feedback for training, qrels for the test part.
+"""Collections in BEIR layout: feedback as fine-tuning data sets, judgements of other queries as the truth.
 
 Feedback is real (feedback.jsonl) where a collection has it, otherwise simulated from the judgements by the
 collection folder's own `simulate_feedback.py`. Ratings go through the project's own stages: pooled into
-judgements, turned into pairs, grouped.
+judgements, turned into pairs, grouped, split.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import importlib.util
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ragtune_mcp.core.dataset.grouping import group_queries
-from ragtune_mcp.core.dataset.pairs import Dataset, PairRules, TrainingPair, rated_pairs
+from ragtune_mcp.core.dataset.pairs import Dataset, PairRules, rated_pairs
+from ragtune_mcp.core.dataset.split import assign_splits, in_splits
 from ragtune_mcp.core.feedback.judgements import judge
 from ragtune_mcp.core.feedback.records import FeedbackRecord, RatedDocument
 
@@ -50,9 +50,9 @@ def load_collection(name: str, data: Path = DATA) -> Collection:
     queries = {row["_id"]: row["text"] for row in _jsonl(folder / "queries.jsonl")}
     if (folder / "feedback.jsonl").is_file():
         # The rated questions of the train and valid parts are none of the test questions.
-        qrels = _qrels(folder / "qrels_test.tsv")
+        test, train = (_qrels(folder / f"qrels_{part}.tsv") for part in ("test", "train"))
         rows = [row for row in _jsonl(folder / "feedback.jsonl") if row["feedback_split"] != "test"]
-        return Collection(name, corpus, queries, qrels, [], sorted(qrels), rows)
+        return Collection(name, corpus, queries, {**train, **test}, sorted(train), sorted(test), rows)
     qrels = _qrels(folder / "qrels.tsv")
     splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
     test = sorted(query for query in splits["test"] if query in qrels)
@@ -89,45 +89,31 @@ def simulated_ratings(
     ]
 
 
-def to_dataset(
-    collection: Collection, ratings: list[FeedbackRecord], validation: float, seed: int
-) -> Dataset:
-    """Pairs of the ratings, `validation` of their groups held out, and the test queries' judgements as test
-    part.
-    """
+def to_dataset(name: str, ratings: list[FeedbackRecord]) -> Dataset:
+    """Pairs of the ratings in the splits a data set of the product has; the gate sees no other judgements."""
     judgements = judge(ratings, None).judgements
-    groups = group_queries(judgement.query for judgement in judgements)
-    names = sorted(set(groups.values()))
-    random.Random(seed).shuffle(names)
-    held = set(names[: round(validation * len(names))])
-    rated = [
-        replace(
-            pair,
-            query_group=groups[pair.query],
-            split="validation" if groups[pair.query] in held else "train",
-        )
-        for pair in rated_pairs(judgements, PairRules()).pairs
-    ]
-    return Dataset(f"{collection.name}-{seed}", (*rated, *_test_pairs(collection)), {})
+    rated = rated_pairs(judgements, PairRules()).pairs
+    groups = group_queries(pair.query for pair in rated)
+    scorable = dict.fromkeys(groups.values(), False)
+    for pair in rated:
+        scorable[groups[pair.query]] |= pair.kind == "positive"
+    return Dataset(name, tuple(in_splits(rated, groups, assign_splits(scorable))), {})
 
 
-def _test_pairs(collection: Collection) -> Iterator[TrainingPair]:
+def judged_ratings(collection: Collection, seed: int) -> list[FeedbackRecord]:
+    """Every judged document of the training queries, rated by its judgement: more than any feedback gives."""
     top = max(grade for judged in collection.qrels.values() for grade in judged.values())
-    for query in collection.test:
-        text = collection.queries[query]
-        for document, grade in collection.qrels[query].items():
-            if grade > 0 and document in collection.corpus:
-                # Gains are the rating above 2, so this keeps the grades' proportions.
-                rating = 2 + 3 * grade / top
-                yield TrainingPair(
-                    query=text,
-                    document=collection.corpus[document],
-                    label=(rating - 1) / 4,
-                    rating=rating,
-                    document_id=document,
-                    query_group=f"test:{text}",
-                    split="test",
-                )
+    rows = [
+        (query, document, 4 if grade < top else 5)
+        for query in collection.train
+        for document, grade in collection.qrels[query].items()
+        if document in collection.corpus
+    ]
+    random.Random(seed).shuffle(rows)
+    return [
+        _record(number, collection.queries[query], document, collection, rating, "judgements")
+        for number, (query, document, rating) in enumerate(rows)
+    ]
 
 
 def _record(

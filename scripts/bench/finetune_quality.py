@@ -1,17 +1,19 @@
-"""Gain of fine-tuning on held-out queries, by collection, amount of feedback, recipe and seed.
+"""Gain of fine-tuning on held-out queries, by collection, amount of feedback, recipe and seed; and the gate.
 
     python scripts/bench/finetune_quality.py run [--only feedbackqa] [--seeds 0 1 2 3 4] [--recipes auto ...]
     python scripts/bench/finetune_quality.py table
 
-`run` trains with `fine_tune` as a job does and appends one JSON line per run to --results; runs already in
-the file are skipped, so it can be stopped and repeated. `table` prints the Markdown tables of
-docs/fine-tuning.md from that file. Test queries never give feedback; every score is against the whole corpus.
-A worse model is one whose true difference on the test queries has one-sided p < .05.
+`run` takes ratings through the product's own stages: pooled, paired, split, trained and gated by `fine_tune`
+on nothing but feedback. The truth is measured apart: judgements of test queries that never gave feedback,
+each against the whole corpus. One JSON line per run is appended to --results; runs already in the file are
+skipped, so it can be stopped and repeated. `table` prints the Markdown tables of docs/fine-tuning.md from
+that file. A worse model is one whose true difference has one-sided p < .05.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import tempfile
@@ -22,21 +24,44 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from bench_data import DATA, ROOT, Collection, load_collection, real_ratings, simulated_ratings, to_dataset
+from bench_data import (
+    DATA,
+    ROOT,
+    Collection,
+    judged_ratings,
+    load_collection,
+    real_ratings,
+    simulated_ratings,
+    to_dataset,
+)
+
+from ragtune_mcp.core.dataset.pairs import Dataset
+from ragtune_mcp.core.finetune.backbone import open_backbone
+from ragtune_mcp.core.finetune.base import BaseModel, resolve_base_model
+from ragtune_mcp.core.finetune.config import FineTuningConfig
+from ragtune_mcp.core.finetune.evaluation import Comparison, Vectors, compare, restricted
+from ragtune_mcp.core.finetune.examples import is_positive
+from ragtune_mcp.core.finetune.finetuner import fine_tune
+from ragtune_mcp.core.finetune.intervals import sign_flip_p
+from ragtune_mcp.core.finetune.similarity import correlations
 
 RESULTS = ROOT / ".demo" / "finetune_quality.jsonl"
-RECIPES = {
+ADAPTER, CEILING = "linear adapter", "auto, all judgements"
+RECIPES: dict[str, dict[str, Any]] = {
     "auto": {},
-    "CosineSimilarityLoss": {"loss_function": "CosineSimilarityLoss", "warmup_steps": 10},
+    # The specification's defaults, taken literally.
+    "CosineSimilarityLoss": {"loss_function": "CosineSimilarityLoss"},
     "CoSENTLoss": {"loss_function": "CoSENTLoss", "warmup_steps": 10},
     "TripletLoss": {"loss_function": "TripletLoss", "warmup_steps": 10},
     "MultipleNegativesRankingLoss": {"loss_function": "MultipleNegativesRankingLoss", "warmup_steps": 10},
+    ADAPTER: {},
+    CEILING: {},
 }
 
 
 class Setting(NamedTuple):
-    """A collection and how much feedback of which kind: `size` is ratings for real, searches for
-    simulated.
+    """A collection and how much feedback of which kind: `size` is ratings for real, searches for simulated;
+    0 for all there are.
     """
 
     collection: str
@@ -51,8 +76,14 @@ SETTINGS = (
     Setting("scrapy_docs", 1000, "mild"),
     Setting("peps", 1000, "mild"),
     Setting("cranfield", 1000, "mild"),
+    Setting("scrapy_docs", 1000, "clean"),
     Setting("scrapy_docs", 1000, "fbqa"),
+    Setting("scrapy_docs", 250, "mild"),
+    Setting("scrapy_docs", 250, "fbqa"),
+    Setting("peps", 1000, "fbqa"),
     Setting("cranfield", 1000, "fbqa"),
+    Setting("cranfield", 300, "mild"),
+    Setting("cranfield", 300, "fbqa"),
 )
 
 
@@ -66,17 +97,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="collection[:size[:noise]] to run, default all")
     parser.add_argument("--recipes", nargs="*", default=["auto"], choices=list(RECIPES))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument(
-        "--stsb", action="store_true", help="also the STS-B test correlation of base and tuned"
-    )
+    parser.add_argument("--stsb", action="store_true", help="also the change of STS-B test Spearman")
     arguments = parser.parse_args()
     if arguments.command == "table":
         print_tables(read_results(arguments.results))
         return
-    done = {
-        (r["collection"], r["size"], r["noise"], r["recipe"], r["seed"])
-        for r in read_results(arguments.results)
-    }
+    key = (*Setting._fields, "recipe", "seed")
+    done = {tuple(result[name] for name in key) for result in read_results(arguments.results)}
     for setting in SETTINGS:
         name = ":".join(map(str, setting))
         if arguments.only and not any(name == only or name.startswith(f"{only}:") for only in arguments.only):
@@ -88,87 +115,167 @@ def main() -> None:
 
 
 def run(setting: Setting, recipe: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One fine-tuning run and what it gained."""
-    from ragtune_mcp.core.finetune.base import resolve_base_model
-    from ragtune_mcp.core.finetune.config import FineTuningConfig
-    from ragtune_mcp.core.finetune.finetuner import fine_tune
-
-    collection = load_collection(setting.collection, arguments.data)
-    base = resolve_base_model("all-MiniLM-L6-v2", ROOT, allow_downloads=False)
-    if setting.noise == "real":
+    """One run and what it truly gained."""
+    collection, base = _loaded(setting.collection, arguments.data), _base_model()
+    before = _base_vectors(setting.collection, arguments.data)
+    if recipe == CEILING:
+        ratings = judged_ratings(collection, seed)
+    elif setting.noise == "real":
         ratings = real_ratings(collection, setting.size, seed)
     else:
         ratings = simulated_ratings(
-            collection, base_run(collection, base.path), setting.size, setting.noise, seed, arguments.data
+            collection, base_run(setting.collection, arguments.data), setting.size, setting.noise, seed
         )
-    dataset = to_dataset(collection, ratings, 0.1, seed)
-    folder = Path(tempfile.mkdtemp(prefix="ragtune-quality-"))
+    dataset = to_dataset(f"{collection.name}-{seed}", ratings)
     started, cpu = time.monotonic(), time.process_time()
-    try:
-        result = fine_tune(
-            dataset,
-            collection.corpus,
-            base,
-            FineTuningConfig(random_seed=seed, **RECIPES[recipe]),
-            folder / "model",
-            report=lambda *_: None,
-            cancelled=lambda: None,
-            checkpoints=None,
-        )
+    if recipe == ADAPTER:
+        after, found = adapted(before, dataset, collection, seed), {}
         wall, cpu = time.monotonic() - started, time.process_time() - cpu
-        sts = (
-            stsb(result.model_path, arguments.data) - stsb(base.path, arguments.data)
-            if arguments.stsb
-            else None
-        )
-    finally:
-        shutil.rmtree(folder)
-    gain = result.evaluation["gain"]["ndcg@10"]
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="ragtune-quality-"))
+        try:
+            result = fine_tune(
+                dataset,
+                collection.corpus,
+                base,
+                FineTuningConfig(random_seed=seed, **RECIPES[recipe]),
+                folder / "model",
+                report=lambda *_: None,
+                cancelled=lambda: None,
+                checkpoints=None,
+            )
+            wall, cpu = time.monotonic() - started, time.process_time() - cpu
+            after = vectors(collection, result.model_path)
+            found = {
+                "verdict": result.gate.verdict,
+                "gate_queries": result.gate.details["gain"]["n"],
+                "probe_drop": result.gate.details["probe_base"] - result.gate.details["probe_tuned"],
+                "agreement": result.gate.details["neighbour_agreement"],
+                "alpha": result.gate.details["alpha"],
+            }
+            if arguments.stsb:
+                tuned_stsb = stsb(result.model_path, arguments.data)
+                found["stsb"] = tuned_stsb - _base_stsb(arguments.data)
+        finally:
+            shutil.rmtree(folder)
     return {
         **setting._asdict(),
         "recipe": recipe,
         "seed": seed,
         "ratings": len(ratings),
-        "base": result.evaluation["base"]["ndcg@10"],
-        "gain": gain["mean"],
-        "low": gain["low"],
-        "high": gain["high"],
-        "n": gain["n"],
-        "p_worse": result.gate.details["p_worse"],
-        "seen": result.evaluation["seen"]["mean"],
-        "unseen": result.evaluation["unseen"]["mean"],
-        "probe_drop": result.gate.details["probe_base"] - result.gate.details["probe_tuned"],
-        "agreement": result.gate.details["neighbour_agreement"],
-        "stsb": sts,
-        "verdict": result.gate.verdict,
-        "alpha": result.gate.details["alpha"],
+        **truth(before, after, collection, dataset),
+        **found,
         "wall_s": round(wall, 1),
         "cpu_s": round(cpu, 1),
     }
 
 
-def base_run(collection: Collection, folder: Path) -> dict[str, list[str]]:
-    """What the base model shows for the training queries."""
-    from ragtune_mcp.core.finetune.backbone import open_backbone
-    from ragtune_mcp.core.finetune.evaluation import rank_corpus
+def truth(before: Vectors, after: Vectors, collection: Collection, dataset: Dataset) -> dict[str, Any]:
+    """True gain in nDCG@10 over all test queries, and on documents rated and not rated."""
+    qrels = {query: collection.qrels[query] for query in collection.test}
+    rated = {pair.document_id for pair in dataset.pairs if pair.split == "train" and pair.rating}
+    runs = before.rank(10), after.rank(10)
 
+    def compared(inside: bool) -> Comparison:
+        return compare(*runs, restricted(qrels, rated, inside=inside))
+
+    overall = compare(*runs, qrels)
+    differences, gain = overall.differences(), overall.gain()
+    return {
+        "base": float(np.mean(list(overall.base["ndcg@10"].values()))),
+        "gain": gain.mean,
+        "low": gain.low,
+        "high": gain.high,
+        "n": len(differences),
+        "p_worse": sign_flip_p(differences, "less"),
+        "seen": compared(True).gain().mean,
+        "unseen": compared(False).gain().mean,
+    }
+
+
+def vectors(collection: Collection, folder: Path) -> Vectors:
+    """A model's view of the corpus and the test queries."""
     backbone = open_backbone(folder, 512, low_precision=True)
-    queries = {query: collection.queries[query] for query in collection.train}
-    return rank_corpus(backbone.encode, queries, collection.corpus, 10)
+    queries = backbone.encode([collection.queries[query] for query in collection.test])
+    documents = backbone.encode(list(collection.corpus.values()))
+    return Vectors(dict(zip(collection.test, queries, strict=True)), documents, list(collection.corpus))
+
+
+def adapted(before: Vectors, dataset: Dataset, collection: Collection, seed: int) -> Vectors:
+    """One matrix over the base model's vectors, trained on the positives with in-batch negatives."""
+    import torch
+
+    torch.manual_seed(seed)
+    pairs = [pair for pair in dataset.pairs if pair.split == "train" and is_positive(pair)]
+    place = {document: index for index, document in enumerate(before.ids)}
+    backbone = open_backbone(_base_model().path, 512, low_precision=True)
+    anchors = torch.from_numpy(backbone.encode([pair.query for pair in pairs]))
+    positives = torch.from_numpy(before.documents[[place[pair.document_id] for pair in pairs]])
+    documents = np.array([place[pair.document_id] for pair in pairs])
+    matrix = torch.eye(anchors.shape[1], requires_grad=True)
+    optimizer = torch.optim.AdamW([matrix], lr=1e-3, weight_decay=0.0)
+    for _ in range(20):
+        for batch in torch.randperm(len(pairs)).split(32):
+            left, right = (torch.nn.functional.normalize(x[batch] @ matrix) for x in (anchors, positives))
+            same = torch.from_numpy(documents[batch][:, None] == documents[batch][None, :])
+            other = same & ~torch.eye(len(batch), dtype=torch.bool)
+            scores = (20 * left @ right.T).masked_fill(other, -torch.inf)
+            loss = torch.nn.functional.cross_entropy(scores, torch.arange(len(batch)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    weights = matrix.detach().numpy()
+
+    def moved(rows: np.ndarray) -> np.ndarray:
+        return (rows @ weights) / np.linalg.norm(rows @ weights, axis=1, keepdims=True)
+
+    queries = moved(np.stack(list(before.queries.values())))
+    return Vectors(dict(zip(before.queries, queries, strict=True)), moved(before.documents), list(before.ids))
+
+
+@functools.cache
+def _base_model() -> BaseModel:
+    return resolve_base_model("all-MiniLM-L6-v2", ROOT, allow_downloads=False)
+
+
+@functools.cache
+def _loaded(name: str, data: Path) -> Collection:
+    return load_collection(name, data)
+
+
+@functools.cache
+def _base_vectors(name: str, data: Path) -> Vectors:
+    return vectors(_loaded(name, data), _base_model().path)
+
+
+@functools.cache
+def base_run(name: str, data: Path) -> dict[str, list[str]]:
+    """What the base model shows for the training queries."""
+    collection = _loaded(name, data)
+    backbone = open_backbone(_base_model().path, 512, low_precision=True)
+    queries = backbone.encode([collection.queries[query] for query in collection.train])
+    found = Vectors(
+        dict(zip(collection.train, queries, strict=True)),
+        _base_vectors(name, data).documents,
+        list(collection.corpus),
+    )
+    return found.rank(10)
+
+
+@functools.cache
+def _base_stsb(data: Path) -> float:
+    return stsb(_base_model().path, data)
 
 
 def stsb(folder: Path, data: Path) -> float:
     """Spearman correlation on the STS-B test part."""
-    from ragtune_mcp.core.finetune.backbone import open_backbone
-    from ragtune_mcp.core.finetune.similarity import correlations
-
     lines = (data / "stsb" / "test.jsonl").read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
-    left, right, score = (key for key in rows[0] if key in ("sentence1", "sentence2", "score"))
     backbone = open_backbone(folder, 512, low_precision=True)
-    vectors = [backbone.encode([row[key] for row in rows]) for key in (left, right)]
-    _, spearman = correlations(np.einsum("nd,nd->n", *vectors), np.array([float(row[score]) for row in rows]))
-    return spearman or 0.0
+    sides = [backbone.encode([row[key] for row in rows]) for key in ("sentence1", "sentence2")]
+    _, spearman = correlations(np.einsum("nd,nd->n", *sides), np.array([row["score"] for row in rows]))
+    assert spearman is not None
+    return spearman
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -187,44 +294,58 @@ def record(path: Path, result: dict[str, Any]) -> None:
 
 
 def print_tables(results: list[dict[str, Any]]) -> None:
-    """One row per setting and recipe: means over seeds, with the spread of the seeds."""
+    """One row per setting and recipe: means over seeds, with the spread of the seeds; then the gate's score."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         groups[(*(result[key] for key in Setting._fields), result["recipe"])].append(result)
+    order = {setting: number for number, setting in enumerate(SETTINGS)}
+    recipes = list(RECIPES)
     print(
-        "| collection | feedback | recipe | seeds | base | gain (min .. max) | rated | unseen | probes | kept "
-        "| verdicts | s |"
+        "| collection | feedback | recipe | seeds | n | base | gain (least .. most) | rated | unseen | STS-B "
+        "| neighbours kept | alpha | verdicts |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
-    for (collection, size, noise, recipe), rows in sorted(groups.items(), key=lambda item: str(item[0])):
-        print("| " + " | ".join(_cells(collection, size, noise, recipe, rows)) + " |")
-    promoted = [
-        r for r in results if r["verdict"] == "pass" and r["p_worse"] is not None and r["p_worse"] < 0.05
-    ]
-    useful = [r for r in results if (r["low"] or 0) > 0]
-    blocked = sum(r["verdict"] == "block" for r in useful)
-    print(
-        f"\n{len(results)} runs; passed though worse: {len(promoted)}; useful: {len(useful)}, "
-        f"of them blocked: {blocked}."
-    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for key in sorted(groups, key=lambda key: (order[Setting(*key[:3])], recipes.index(key[3]))):
+        print("| " + " | ".join(_cells(key, groups[key])) + " |")
+    print_gate([result for result in results if "verdict" in result])
 
 
-def _cells(collection: str, size: int, noise: str, recipe: str, rows: list[dict[str, Any]]) -> Iterator[str]:
+def print_gate(judged: list[dict[str, Any]]) -> None:
+    """How the verdicts, given on feedback alone, stand against the truth."""
+    print("\n| truth | runs | pass | warn | block |\n|---|---|---|---|---|")
+    kinds = {
+        "worse (one-sided p < .05)": [r for r in judged if r["p_worse"] < 0.05],
+        "better (interval above 0)": [r for r in judged if r["low"] > 0],
+    }
+    kinds["not told apart"] = [r for r in judged if all(r not in rows for rows in kinds.values())]
+    for name, rows in {**kinds, "all": judged}.items():
+        verdicts = [row["verdict"] for row in rows]
+        shown = " | ".join(str(verdicts.count(verdict)) for verdict in ("pass", "warn", "block"))
+        print(f"| {name} | {len(rows)} | {shown} |")
+
+
+def _cells(key: tuple[Any, ...], rows: list[dict[str, Any]]) -> Iterator[str]:
+    collection, _, noise, recipe = key
     gains = [row["gain"] for row in rows]
-    verdicts = [row["verdict"] for row in rows]
+
+    def mean(name: str, form: str) -> str:
+        known = [row[name] for row in rows if row.get(name) is not None]
+        return format(np.mean(known), form) if known else ""
+
     yield collection
     yield f"{np.mean([row['ratings'] for row in rows]):.0f} {noise}"
     yield recipe
     yield str(len(rows))
+    yield str(rows[0]["n"])
     yield f"{rows[0]['base']:.4f}"
     yield f"{np.mean(gains):+.4f} ({min(gains):+.3f} .. {max(gains):+.3f})"
-    for key in ("seen", "unseen"):
-        known = [row[key] for row in rows if row[key] is not None]
-        yield f"{np.mean(known):+.4f}" if known else ""
-    yield f"{-np.mean([row['probe_drop'] for row in rows]):+.4f}"
-    yield f"{np.mean([row['agreement'] for row in rows]):.2f}"
+    yield mean("seen", "+.3f")
+    yield mean("unseen", "+.3f")
+    yield mean("stsb", "+.4f")
+    yield mean("agreement", ".2f")
+    yield mean("alpha", ".2f")
+    verdicts = [row["verdict"] for row in rows if "verdict" in row]
     yield ", ".join(f"{verdicts.count(v)} {v}" for v in ("pass", "warn", "block") if v in verdicts)
-    yield f"{np.mean([row['wall_s'] for row in rows]):.0f}"
 
 
 if __name__ == "__main__":

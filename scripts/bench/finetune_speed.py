@@ -90,7 +90,7 @@ def measure(variant: dict[str, object], arguments: argparse.Namespace) -> dict[s
     from ragtune_mcp.core.finetune.trainer import FastTrainer
 
     collection = load_collection("feedbackqa", arguments.data)
-    pairs = to_dataset(collection, real_ratings(collection, arguments.ratings, 0), 0.0, 0).pairs
+    pairs = to_dataset(collection.name, real_ratings(collection, arguments.ratings, 0)).pairs
     base = resolve_base_model("all-MiniLM-L6-v2", ROOT, allow_downloads=False)
     scoring = open_backbone(base.path, 512, low_precision=True)
     assert isinstance(scoring, FastBackbone)
