@@ -70,7 +70,8 @@ class Actor:
         build_collection(self.index, self.documents, version, self.pool.get(version))
 
     def drop_one(self) -> None:
-        self.index.prune([self.random.choice(VERSIONS)])
+        kept = self.random.choice(VERSIONS)
+        self.index.prune(lambda: [kept])
 
     def run(self, operations: int) -> None:
         actions = [self.search, self.edit, self.build, self.drop_one]

@@ -171,7 +171,7 @@ def test_pruning_keeps_what_serves_and_deletes_the_rest(index, documents, fill, 
         build_collection(index, documents, version, HashBag(version))
     stray = f"{index._prefix}stray"
     chroma.create(stray, {"digest": "x"})
-    gone = index.prune(["v1", "v3"])
+    gone = index.prune(lambda: ["v1", "v3"])
     assert len(gone) == 2
     assert stray in gone
     assert [index.count(v) for v in ("v1", "v2", "v3")] == [1, 0, 1]
@@ -180,9 +180,20 @@ def test_pruning_keeps_what_serves_and_deletes_the_rest(index, documents, fill, 
         ask(index, HashBag("v2"), "one", "v2")
 
 
+def test_a_version_that_comes_to_serve_while_pruning_runs_keeps_its_collection(index, documents, fill):
+    fill(a="one")
+    for version in ("v1", "v2"):
+        build_collection(index, documents, version, HashBag(version))
+    answers = iter(
+        [["v1"], ["v1"], ["v1", "v2"]]
+    )  # the last is asked in the transaction that would delete v2
+    assert index.prune(lambda: next(answers)) == []
+    assert ask(index, HashBag("v2"), "one", "v2") == ["a"]
+
+
 def test_pruning_leaves_the_collections_of_other_workspaces(index, documents, fill, chroma):
     chroma.create("somebody-elses", {"digest": "x"})
-    index.prune([])
+    index.prune(lambda: [])
     assert chroma.exists("somebody-elses")
     chroma.drop("somebody-elses")
 

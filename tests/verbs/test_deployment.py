@@ -4,6 +4,7 @@ import pytest
 from tests.verbs.support import BASE, in_conport, indexed, opened, serve, work
 
 from ragtune_mcp.core.errors import Conflict, GateBlocked, InvalidInput, NotReady
+from ragtune_mcp.core.retrieval.reindex import plan_index
 
 BLOCK = {"verdict": "block", "reasons": ["worse by 0.1"], "details": {}}
 
@@ -39,6 +40,69 @@ def test_a_roll_back_is_one_call_though_documents_changed_since(app):
     indexed(app, paths=["*.md"])
     assert app.rollback_model(confirm=True).to_version == BASE
     assert len(app.search("deployment", k=9).results) == 4
+
+
+def collections(app):
+    return {version for version in ("one", "two", "three", "four", "five", BASE) if app.index.count(version)}
+
+
+def test_the_index_of_whatever_served_serves_or_may_serve_stays_and_the_rest_goes(app):
+    build(app, serve(app, "one", seed=1))
+    app.promote_model("one", confirm=True)
+    app.rollback_model(confirm=True)
+    build(app, serve(app, "two", seed=2))
+    build(app, serve(app, "three", seed=3))
+    app.registry.set_alias("challenger", "three", actor="test", reason="")
+    build(app, serve(app, "four", seed=4))
+    assert collections(app) == {BASE, "one", "three", "four"}  # "two" never served, and two are newer
+    job = app.jobs.list(1)[0]
+    assert any("removed 1 superseded" in event.message for event in app.jobs.get(job.job_id).events)
+    build(app, serve(app, "five", seed=5))
+    assert collections(app) == {BASE, "one", "three", "four", "five"}
+    assert app.rollback_model("one", confirm=True).to_version == "one"
+
+
+def test_the_models_of_a_running_test_keep_their_index(app):
+    build(app, serve(app, "one", seed=1))
+    app.start_ab_test(test_model="one")
+    for number, version in enumerate(("two", "three", "four"), 2):
+        build(app, serve(app, version, seed=number))
+    assert collections(app) == {BASE, "one", "three", "four"}
+
+
+def test_documents_stored_while_the_champion_changes_are_indexed_for_the_new_one_too(app, monkeypatch):
+    for number, version in enumerate(("one", "two"), 1):
+        build(app, serve(app, version, seed=number))
+        app.promote_model(version, confirm=True)
+    build(app, serve(app, "three", seed=3))
+    app.search("index")
+    apply = app.documents.apply
+
+    def switched_meanwhile(plan):
+        app.promote_model("three", confirm=True)
+        apply(plan)
+
+    monkeypatch.setattr(app.documents, "apply", switched_meanwhile)
+    add_document(app)
+    assert app.index_documents(paths=["*.md"]).job_id is None
+    assert app.champion() == "three"
+    assert len(app.search("deployment", k=9).results) == 4
+
+
+def test_no_version_comes_to_serve_without_the_documents_that_arrived_while_it_was_checked(app, monkeypatch):
+    build(app, serve(app, "one", seed=1))
+    add_document(app)
+    plan = plan_index(app.workspace, app.documents, paths=["*.md"])
+    check = app.encoders.check
+
+    def changed_meanwhile(version):
+        check(version)
+        app.documents.apply(plan)
+
+    monkeypatch.setattr(app.encoders, "check", changed_meanwhile)
+    with pytest.raises(Conflict, match="changed while"):
+        app.promote_model("one", confirm=True)
+    assert app.champion() == BASE
 
 
 def test_an_index_that_fell_behind_is_caught_up_by_the_next_call(app):

@@ -16,7 +16,7 @@ from typing import Any
 from ragtune_mcp.core.app import RagTune
 from ragtune_mcp.core.dataset.export import load_dataset
 from ragtune_mcp.core.dataset.pairs import Dataset
-from ragtune_mcp.core.errors import JobCancelled
+from ragtune_mcp.core.errors import ChromaUnavailable, Conflict, JobCancelled
 from ragtune_mcp.core.finetune.base import BaseModel, resolve_base_model
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.tuning import fine_tune
@@ -59,6 +59,7 @@ def finetune_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
     if gate["verdict"] != "block":
         _ensure_index(app, ctx, model, _TRAINED + 0.02)
         app.registry.set_alias("challenger", version, actor="finetune", reason=f"gate {gate['verdict']}")
+        _prune(app, ctx)
     shutil.rmtree(ctx.paths.checkpoints, ignore_errors=True)
     return {
         "model_version": version,
@@ -76,7 +77,11 @@ def _version(ctx: JobContext) -> str:
 def _trained(
     app: RagTune, ctx: JobContext, dataset: Dataset, base: ModelVersion, output: Path
 ) -> dict[str, Any]:
-    """Train into `output`, or take what an earlier attempt of this job has trained."""
+    """Train into `output`, or take what an earlier attempt of this job has trained.
+
+    Checkpoints stay exactly as long as asking again would go on from them: after a cancellation or the death
+    of the worker, not once the model is saved, and not after an error that asking again would only repeat.
+    """
     if ctx.paths.trained.exists() and output.exists():
         found: dict[str, Any] = json.loads(ctx.paths.trained.read_text(encoding="utf-8"))
         return found
@@ -94,6 +99,8 @@ def _trained(
             checkpoints=ctx.paths.checkpoints,
         )
     except JobCancelled:
+        raise
+    except Exception:
         shutil.rmtree(ctx.paths.checkpoints, ignore_errors=True)
         raise
     found = {
@@ -104,6 +111,7 @@ def _trained(
         "chosen": tuned.chosen,
     }
     write_json(ctx.paths.trained, found)
+    shutil.rmtree(ctx.paths.checkpoints, ignore_errors=True)
     return found
 
 
@@ -113,6 +121,7 @@ def index_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
     if spec.get("version"):
         model = app.registry.get(spec["version"])
         _ensure_index(app, ctx, model, 0.0)
+        _prune(app, ctx)
         return {"version": model.version, "documents": app.index.count(model.version)}
     champion = app.registry.alias("champion")
     model = app.registry.get(champion) if champion else _base(app, app.settings.base_model_name)
@@ -136,8 +145,10 @@ def index_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
         progress=lambda share, message: ctx.progress(0.05 + 0.94 * share, message),
         cancelled=ctx.check_cancelled,
     )
+    app.catch_up_with_switches(versions)
     if champion is None:
         app.registry.set_alias("champion", model.version, actor="index", reason="first index")
+    _prune(app, ctx)
     return {**plan.counts(), "version": model.version}
 
 
@@ -192,6 +203,16 @@ def _ensure_index(app: RagTune, ctx: JobContext, model: ModelVersion, start: flo
         progress=lambda share, message: ctx.progress(start + (0.99 - start) * share, message),
         cancelled=ctx.check_cancelled,
     )
+
+
+def _prune(app: RagTune, ctx: JobContext) -> None:
+    try:
+        removed = app.prune_index()
+    except (ChromaUnavailable, Conflict) as error:
+        ctx.event(f"superseded collections stay until the next job: {error.message}")
+        return
+    if removed:
+        ctx.event(f"removed {len(removed)} superseded collections", collections=removed)
 
 
 def _lineage(model: ModelVersion) -> dict[str, Any]:

@@ -60,3 +60,12 @@ class AuditLog:
         return tuple(
             AuditEntry(**{**dict(row), "details": json.loads(row["details"])}) for row in reversed(rows)
         )
+
+    def ever(self, subject: str) -> frozenset[str]:
+        """Everything a subject ever was or became: with "champion", where a roll-back may lead."""
+        return frozenset(
+            value
+            for entry in self.entries(subject)
+            for value in (entry.before, entry.after)
+            if value is not None
+        )

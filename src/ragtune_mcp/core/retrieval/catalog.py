@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection as AbstractCollection
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -99,6 +100,21 @@ class Catalog:
         """Forget a collection and its vectors' rows."""
         with self._db.transaction() as connection:
             connection.execute("DELETE FROM collections WHERE name = ?", (name,))
+
+    def delete_superseded(self, name: str, keep: Callable[[], AbstractCollection[str]]) -> bool:
+        """Forget a collection that is retired or of none of the versions to keep; tells whether it was.
+
+        `keep` is asked in the transaction that deletes: who makes a version serve meanwhile, in a transaction
+        that looks at its collection, either comes first and keeps it or finds it gone.
+        """
+        with self._db.transaction() as connection:
+            row = connection.execute(
+                "SELECT version, state FROM collections WHERE name = ?", (name,)
+            ).fetchone()
+            if row is None or (row["state"] != "retired" and row["version"] in keep()):
+                return False
+            self.delete(name)
+        return True
 
     def pending(self, name: str) -> list[str]:
         """Ids whose text has no vector in the collection, longest text first."""

@@ -91,6 +91,10 @@ class VectorIndex:
         ready = self._catalog.find(version, "ready")
         return 0 if ready is None else self._catalog.count(ready.name)
 
+    def versions(self) -> list[str]:
+        """Versions that have a collection, complete or being built, the one begun last at the end."""
+        return [collection.version for collection in self._catalog.all() if collection.state != "retired"]
+
     def state(self, version: str) -> IndexState:
         """Where the index of a version stands and what completing it would cost."""
         found = self._catalog.find(version, "ready") or self._catalog.find(version, "building")
@@ -263,19 +267,19 @@ class VectorIndex:
             self._catalog.forgot(collection.name, [recorded[i] for i in recorded.keys() - stored])
             self._chroma.delete(collection, sorted(stored - recorded.keys()))
 
-    def prune(self, keep: AbstractCollection[str]) -> list[str]:
+    def prune(self, keep: Callable[[], AbstractCollection[str]]) -> list[str]:
         """Delete superseded collections, those of versions not to be kept, and strays of this workspace.
 
         What another process is building right now is left alone.
 
         Args:
-            keep: versions that serve or may be rolled back to.
+            keep: gives the versions that serve, may come to serve or may be rolled back to; asked again in each
+                transaction that deletes.
 
         Returns:
             Names of the deleted collections.
         """
-        gone = [c for c in self._catalog.all() if c.state == "retired" or c.version not in keep]
-        deleted = [collection.name for collection in gone if self._drop_unless_building(collection)]
+        deleted = [c.name for c in self._catalog.all() if self._drop_superseded(c, keep)]
         stored = [name for name in self._chroma.names() if name.startswith(self._prefix)]
         known = {collection.name for collection in self._catalog.all()}
         strays = [name for name in stored if name not in known]
@@ -283,12 +287,16 @@ class VectorIndex:
             self._chroma.drop(name)
         return deleted + [name for name in strays if name not in deleted]
 
-    def _drop_unless_building(self, collection: Collection) -> bool:
+    def _drop_superseded(self, collection: Collection, keep: Callable[[], AbstractCollection[str]]) -> bool:
         from filelock import FileLock, Timeout
 
+        if collection.state != "retired" and collection.version in keep():
+            return False
         try:
             with FileLock(self._workspace.build_lock(collection.digest), timeout=0), self._writing():
-                self._drop(collection.name)
+                if not self._catalog.delete_superseded(collection.name, keep):
+                    return False
+                self._chroma.drop(collection.name)
         except Timeout:
             log.info("%s is being built by another process and stays", collection.name)
             return False

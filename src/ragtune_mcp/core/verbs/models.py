@@ -61,10 +61,7 @@ class ModelVerbs(RetrievalVerbs):
         target = self.registry.resolve(previous)
         if target.version == current:
             raise Conflict(f"{target.version} is already the champion.", hint="See list_models.")
-        if all(
-            target.version not in (each.before, each.after)
-            for each in self.registry.audit.entries(subject="champion")
-        ):
+        if target.version not in self.registry.audit.ever("champion"):
             raise Conflict(
                 f"{target.version} never was the champion, so nothing can be rolled back to it.",
                 hint=f"Call promote_model with version={target.version!r}.",
@@ -170,6 +167,7 @@ class ModelVerbs(RetrievalVerbs):
                     "Another process changed the champion meanwhile.", hint="See list_models and repeat."
                 )
             self._refuse_during_test(action)
+            self.require_still_indexed(target)
             self._end_ramp(action)
             entry = self.registry.set_alias(
                 "champion",

@@ -9,12 +9,13 @@ from ragtune_mcp.core.errors import InvalidInput, NotReady, RagTuneError
 from ragtune_mcp.core.jobs.job import FINAL
 from ragtune_mcp.core.results import FeedbackRecorded, IndexResult, SearchResult, SearchResults
 from ragtune_mcp.core.retrieval.documents import IndexPlan
-from ragtune_mcp.core.retrieval.reindex import apply_plan, plan_index
+from ragtune_mcp.core.retrieval.reindex import apply_plan, build_collection, plan_index
 from ragtune_mcp.core.verbs.trials import TrialVerbs
 
 _INLINE_CHUNKS = 64
 _QUERY_LIMIT = 10_000
 _WARM_UP_S = 20.0
+_NEWEST_KEPT = 2
 
 
 class RetrievalVerbs(TrialVerbs):
@@ -31,6 +32,7 @@ class RetrievalVerbs(TrialVerbs):
             return _indexed(plan, "Everything is up to date.")
         if is_complete and plan.changes <= _INLINE_CHUNKS and self._are_loaded(versions):
             apply_plan(plan, self.documents, self.index, self.encoders, versions)
+            self.catch_up_with_switches(versions)
             return _indexed(plan, "The index is up to date.")
         # A job that already runs may have read the files before their last change.
         job = self.submit_once("index", {"paths": list(paths), "source": source}, unless=(*FINAL, "running"))
@@ -116,6 +118,32 @@ class RetrievalVerbs(TrialVerbs):
         others = [self.registry.previous_champion(), self.registry.alias("challenger")]
         others += [trial.baseline_version, trial.test_version] if trial else []
         return list(dict.fromkeys([champion, *(v for v in others if v and self.index.count(v))]))
+
+    def catch_up_with_switches(self, done: Sequence[str]) -> None:
+        """Index the documents just stored for versions that came to serve while they were indexed for others.
+
+        Args:
+            done: the versions that have them.
+        """
+        known = set(done)
+        while late := [version for version in self.serving_versions() if version not in known]:
+            for version in late:
+                encoder = self.encoders.get(version, wait_s=_WARM_UP_S)
+                build_collection(self.index, self.documents, version, encoder)
+            known.update(late)
+
+    def prune_index(self) -> list[str]:
+        """Delete the collections nobody will ask for again, and return their names.
+
+        Those of these versions stay: all that ever served, so that every roll-back finds its index; the
+        challenger; both of a running test or ramp; and the two begun last, which somebody has just asked for.
+        """
+
+        def keep() -> set[str]:
+            served, newest = self.registry.audit.ever("champion"), self.index.versions()[-_NEWEST_KEPT:]
+            return {*self.serving_versions(), *served, *newest}
+
+        return self.index.prune(keep)
 
     def _are_loaded(self, versions: Sequence[str]) -> bool:
         # Asked before the documents are stored: an encoder that is missing then would leave its index behind.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ragtune_mcp.core.clock import to_iso
-from ragtune_mcp.core.errors import FeatureDisabled, GateBlocked, InvalidInput, NotReady
+from ragtune_mcp.core.errors import Conflict, FeatureDisabled, GateBlocked, InvalidInput, NotReady
 from ragtune_mcp.core.experiment.decision_log import final_decision
 from ragtune_mcp.core.experiment.plot import effect_svg
 from ragtune_mcp.core.experiment.ramp import RampOutcome
@@ -151,6 +151,14 @@ class TrialVerbs(TrainingVerbs):
             hint=f"Call job_status with job_id={job.job_id!r}, wait_s=30 until completed, then repeat this call.",
         )
 
+    def require_still_indexed(self, version: str) -> None:
+        """Called in the transaction that lets a version answer: raise Conflict when its index fell behind since."""
+        if not self.index.is_ready(version):
+            raise Conflict(
+                f"Documents changed while {version} was being checked, and its index lacks them.",
+                hint="Repeat the call.",
+            )
+
     def _trial_id(self, test_id: str) -> str:
         return self.trials.get(test_id).test_id if test_id else self.trials.latest().test_id
 
@@ -165,6 +173,8 @@ class TrialVerbs(TrainingVerbs):
 
     def _start(self, baseline: str, test: str, **plan: Any) -> Trial:
         with self.db.transaction():
+            self.require_still_indexed(baseline)
+            self.require_still_indexed(test)
             trial = self.trials.start(baseline, test, **plan)
             self._log_trial(trial, {})
         return trial
