@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.finetune.tiny import make_corpus, make_dataset
 
 from ragtune_mcp.core.errors import JobCancelled
@@ -152,6 +153,34 @@ def test_cancelling_stops_at_the_next_step(tiny_model):
     trainer = FastTrainer(backbone, objective, choose_recipe(FineTuningConfig(), 40, 4), micro_tokens=10**6)
     with pytest.raises(JobCancelled):
         trainer.run(validate=None, on_step=cancelled)
+
+
+def test_a_cancelled_run_keeps_the_best_weights_so_far(tiny_model, tmp_path):
+    seen = []
+
+    def validate(weights):
+        seen.append({name: weight.clone() for name, weight in weights.items()})
+        return [0.5, 0.1][len(seen) - 1]
+
+    def cancelled(step):
+        if step.step == 9:
+            raise JobCancelled("stop")
+
+    backbone = open_backbone(tiny_model, 512, low_precision=False)
+    recipe = choose_recipe(FineTuningConfig(batch_size=8, learning_rate=1e-3), 32, 4)
+    trainer = FastTrainer(
+        backbone,
+        Ranking(ranking_examples(make_dataset(make_corpus()).pairs)[:32]),
+        recipe,
+        micro_tokens=10**6,
+    )
+    with pytest.raises(JobCancelled):
+        trainer.run(validate=validate, on_step=cancelled, checkpoints=tmp_path)
+    [kept] = tmp_path.iterdir()
+    assert kept.stem == "step-00000009"
+    saved = load_file(kept)
+    best = {name.removeprefix("best/"): saved[name] for name in saved if name.startswith("best/")}
+    assert_equal_weights(best, seen[0])
 
 
 def test_frozen_weights_are_not_trained(tiny_model):

@@ -1,6 +1,10 @@
 """Fine-tuning jobs that end, are killed, resumed or cancelled."""
 
+import os
+
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from tests.verbs.support import in_conport, lose_worker, opened, with_training_data, work
 
 from ragtune_mcp.core.jobs.worker import JobContext
@@ -81,21 +85,100 @@ def test_the_same_request_after_a_completed_job_is_a_new_job(workspace):
     assert app.start_finetune(**request).job_id != first.job_id
 
 
-def test_a_cancelled_training_is_told_and_leaves_nothing(workspace, monkeypatch):
+def tuned_weights(app, job):
+    return load_file(app.registry.verify(job.result["model_version"]).path / "model.safetensors")
+
+
+def same_weights(left, right):
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def test_killed_at_three_random_points_a_job_ends_with_the_weights_of_an_undisturbed_one(
+    workspace, monkeypatch, tmp_path
+):
     app, request = workspace
-    job_id = app.start_finetune(**request).job_id
+    # Of the 8 steps; a checkpoint is written after every second one.
+    for step in sorted(np.random.default_rng(7).choice(np.arange(1, 9), 3, replace=False)):
+        killed = app.start_finetune(**request)
+        kill_at(monkeypatch, f"training, step {step}")
+        with pytest.raises(Killed):
+            work(app, killed.job_id)
+        lose_worker(app, killed.job_id)
+    resumed = work(app, app.start_finetune(**request).job_id)
+    assert (resumed.status, resumed.attempt) == ("completed", 4)
+
+    undisturbed = work(app, app.start_finetune(**request).job_id)
+    assert undisturbed.attempt == 1
+    assert same_weights(tuned_weights(app, resumed), tuned_weights(app, undisturbed))
+    assert resumed.result["metrics"] == undisturbed.result["metrics"]
+
+
+def test_a_job_killed_while_a_checkpoint_is_written_goes_on_from_the_one_before(workspace, monkeypatch):
+    app, request = workspace
+    first = app.start_finetune(**request)
+    replace = os.replace
+
+    def dying(source, target):
+        if "step-00000004" in str(target):
+            monkeypatch.setattr(os, "replace", replace)
+            raise Killed
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", dying)
+    with pytest.raises(Killed):
+        work(app, first.job_id)
+    lose_worker(app, first.job_id)
+    assert [path.name for path in app.workspace.job(first.job_id).checkpoints.glob("*.safetensors")] == [
+        "step-00000002.safetensors"
+    ]
+    resumed = work(app, app.start_finetune(**request).job_id)
+    assert same_weights(
+        tuned_weights(app, resumed),
+        tuned_weights(app, work(app, app.start_finetune(**request).job_id)),
+    )
+
+
+def cancel_at(monkeypatch, app, job_id, message):
     report = JobContext.progress
 
     def cancelling(self, fraction, text, **fields):
-        if text.startswith("training, step 5"):
+        if text.startswith(message):
             app.cancel_job(job_id)
+            monkeypatch.setattr(JobContext, "progress", report)
         report(self, fraction, text, **fields)
 
     monkeypatch.setattr(JobContext, "progress", cancelling)
+
+
+def test_a_cancelled_training_stops_at_that_step_keeps_its_state_and_goes_on_when_asked_again(
+    workspace, monkeypatch
+):
+    app, request = workspace
+    job_id = app.start_finetune(**request).job_id
+    cancel_at(monkeypatch, app, job_id, "training, step 5")
     assert work(app, job_id).status == "cancelled"
     assert in_conport(app, "ModelTraining")[f"training_job_{job_id}"]["status"] == "cancelled"
-    assert not app.workspace.job(job_id).checkpoints.exists()
+    [kept] = app.workspace.job(job_id).checkpoints.iterdir()
+    assert kept.stem == "step-00000005"
     assert not app.workspace.models.exists()
+
+    again = app.start_finetune(**request)
+
+    assert again.job_id == job_id
+    resumed = work(app, job_id)
+    assert not app.workspace.job(job_id).checkpoints.exists()
+    undisturbed = work(app, app.start_finetune(**request).job_id)
+    assert same_weights(tuned_weights(app, resumed), tuned_weights(app, undisturbed))
+
+
+def test_a_job_that_fails_leaves_no_checkpoints(workspace, monkeypatch):
+    app, request = workspace
+    job_id = app.start_finetune(**request).job_id
+    kill_at(monkeypatch, "training, step 5", OSError("No space left on device"))
+    job = work(app, job_id)
+    assert (job.status, job.error["code"]) == ("failed", "job_failed")
+    assert not app.workspace.job(job_id).checkpoints.exists()
+    assert app.start_finetune(**request).job_id != job_id
 
 
 def test_a_base_model_whose_folder_moved_is_found_anew(workspace, tmp_path):

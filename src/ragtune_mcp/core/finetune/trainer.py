@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ragtune_mcp.core.errors import JobCancelled
 from ragtune_mcp.core.finetune.backbone import FastBackbone
 from ragtune_mcp.core.finetune.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ragtune_mcp.core.finetune.config import TrainingMetrics
@@ -112,7 +113,8 @@ class FastTrainer:
 
         Args:
             validate: score of trainable weights, higher is better; None to keep the last weights.
-            on_step: called after every step; may raise to stop.
+            on_step: called after every step; may raise to stop. JobCancelled keeps the state in a checkpoint,
+                the best weights so far among it.
             checkpoints: where to save and resume; None for neither.
 
         Returns:
@@ -132,7 +134,12 @@ class FastTrainer:
             epoch_end = run.step % self._per_epoch == 0
             if epoch_end or run.step % self._recipe.evaluation_steps == 0:
                 self._validate(run, validate)
-            on_step(Step(run.step, self.steps, run.step / self._per_epoch, loss, tokens))
+            try:
+                on_step(Step(run.step, self.steps, run.step / self._per_epoch, loss, tokens))
+            except JobCancelled:
+                if checkpoints:
+                    self._save(checkpoints, fingerprint, run)
+                raise
             if checkpoints and (epoch_end or run.step % self._recipe.save_steps == 0):
                 self._save(checkpoints, fingerprint, run)
         weights = self._best or self._snapshot()

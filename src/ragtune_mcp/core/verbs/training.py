@@ -140,9 +140,9 @@ class TrainingVerbs(Parts):
             "model_name_suffix": model_name_suffix,
             "config": settings.to_dict(),
         }
-        killed = self.jobs.same("finetune", spec)
-        if killed is not None and killed.was_interrupted:
-            job = self.jobs.restart(killed.job_id)
+        stopped = self.jobs.same("finetune", spec)
+        if stopped is not None and (stopped.was_interrupted or stopped.status == "cancelled"):
+            job = self.jobs.restart(stopped.job_id)
             message = "Fine-tuning job started again from its last checkpoint"
         else:
             job = self.submit("finetune", spec)
