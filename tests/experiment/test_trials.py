@@ -4,6 +4,7 @@ import pytest
 from tests.experiment.support import BASE, START, TUNED, World
 
 from ragtune_mcp.core.errors import Conflict, DigestMismatch, GateBlocked, InvalidInput, UnknownId
+from ragtune_mcp.core.experiment.metrics import QUALITY, RELEVANCE
 
 
 @pytest.mark.parametrize(
@@ -144,19 +145,21 @@ def test_a_short_test_warns_of_what_it_cannot_find_and_a_long_one_does_not(world
 def test_the_detectable_effect_follows_the_traffic_in_the_log(world):
     for i in range(120):
         served = world.service.search(f"query {i}")
-        world.outcomes.record(served.query_id, 4)
+        world.outcomes.record(served.query_id, 4 + i % 2)
         world.clock.forward(hours=0.4)
-    busy = world.trials.traffic()
+    busy = world.trials.traffic(QUALITY)
     assert busy.is_measured
     assert busy.rated_per_day == pytest.approx(60, rel=0.02)
-    assert world.start(duration_hours=48).minimum_detectable_effect < 0.55
+    assert busy.sd == pytest.approx(0.5)
+    assert not world.trials.traffic(RELEVANCE).is_measured  # nobody rated documents
+    assert world.start(duration_hours=48).minimum_detectable_effect == pytest.approx(0.256, abs=0.01)
 
 
 def test_one_busy_hour_does_not_count_as_a_busy_day(world):
     for i in range(60):
         world.rate(f"query {i}", 4)
     world.clock.forward(hours=1)
-    assert world.trials.traffic().rated_per_day == 60
+    assert world.trials.traffic(QUALITY).rated_per_day == 60
 
 
 def test_the_grace_for_late_feedback_is_a_tenth_of_the_test_and_at_most_a_day(world):

@@ -10,14 +10,26 @@ from ragtune_mcp.server import create_server
 pytestmark = pytest.mark.anyio
 
 
-async def test_status_and_the_three_templates_are_listed(core):
+async def test_status_and_the_templates_are_listed(core):
     async with Client(create_server(core=core)[0]) as session:
         resources = [str(each.uri) for each in (await session.list_resources()).resources]
         templates = [
             each.uri_template for each in (await session.list_resource_templates()).resource_templates
         ]
     assert resources == ["ragtune://status"]
-    assert templates == ["ragtune://jobs/{job_id}", "ragtune://models/{version}", "ragtune://tests/{test_id}"]
+    assert templates == [
+        "ragtune://jobs/{job_id}",
+        "ragtune://models/{version}",
+        "ragtune://tests/{test_id}",
+        "ragtune://tests/{test_id}/plot",
+    ]
+
+
+async def test_the_plot_of_a_test_is_an_image(core):
+    async with Client(create_server(core=core)[0]) as session:
+        content = (await session.read_resource("ragtune://tests/ab_1/plot")).contents[0]
+    assert content.mime_type == "image/svg+xml"
+    assert "<svg" in content.text
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,10 @@ Verdict = Literal["pass", "warn", "block"]
 Recommendation = Literal["deploy_test_model", "keep_baseline", "continue", "inconclusive", "stop_investigate"]
 
 
+def _is_empty(value: object) -> bool:
+    return not value
+
+
 class Result(BaseModel):
     """Base: no titles or surplus fields, so that schemas stay short and mistakes surface in tests."""
 
@@ -131,7 +135,6 @@ class VariantMetrics(Result):
     avg_user_satisfaction: float | None = None
     n_exposed: int = 0
     n_rated: int = 0
-    extra: dict[str, float | None] = {}
 
 
 class AbResults(Result):
@@ -139,7 +142,7 @@ class AbResults(Result):
 
     test_id: str
     status: str
-    mode: str = "split"
+    mode: str = Field("split", exclude_if=lambda mode: mode == "split")
     baseline_model: str
     test_model: str
     baseline_metrics: VariantMetrics
@@ -154,7 +157,8 @@ class AbResults(Result):
     health: dict[str, Any] = {}
     recommendation: Recommendation
     reasons: list[str]
-    needed: dict[str, Any] = {}
+    needed: dict[str, Any] = Field({}, exclude_if=_is_empty)
+    replay: dict[str, Any] = Field({}, exclude_if=_is_empty)
     next_step: str
 
 

@@ -209,9 +209,29 @@ class Workspace:
         return self.state / "plots"
 
     @property
+    def reports(self) -> Path:
+        """One Markdown page for each finished test."""
+        return self.state / "reports"
+
+    @property
     def conport_database(self) -> Path:
         """ConPort's SQLite file; ours to read only."""
         return self.root / "context_portal" / "context.db"
+
+    @property
+    def conport_vectors(self) -> Path:
+        """The Chroma folder of ConPort's own semantic search."""
+        return self.root / "context_portal" / "conport_vector_data"
+
+    @property
+    def conport_vectors_backup(self) -> Path:
+        """That folder as ConPort had made it, before vectors of a tuned model took its place."""
+        return self.conport_vectors.with_name("conport_vector_data.backup")
+
+    @property
+    def conport_model_cache(self) -> Path:
+        """HF_HOME of a ConPort that searches with a tuned model."""
+        return self.state / "conport-model"
 
     @property
     def conport_log(self) -> Path:

@@ -107,8 +107,8 @@ def _test(core: RagTune) -> str:
 
 def _comparison(results: AbResults) -> str:
     pairs = zip(
-        results.baseline_metrics.model_dump(exclude={"extra"}).items(),
-        results.test_metrics.model_dump(exclude={"extra"}).values(),
+        results.baseline_metrics.model_dump().items(),
+        results.test_metrics.model_dump().values(),
         strict=True,
     )
     rows: list[tuple[object, ...]] = [(name, baseline, test) for (name, baseline), test in pairs]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 _JSON = "application/json"
 _COMPLETIONS = 50
 
+T = TypeVar("T")
+
 
 def add_resources(server: MCPServer[Session], session: Session) -> None:
-    """Register the four resources.
+    """Register the resources.
 
     Args:
         server: gets them.
@@ -57,10 +59,23 @@ def add_resources(server: MCPServer[Session], session: Session) -> None:
         """Where a live comparison stands, as ab_results gives it."""
         return await _read(session, "tests", lambda core: core.ab_results(test_id))
 
+    @server.resource("ragtune://tests/{test_id}/plot", title="Plot of an A/B test", mime_type="image/svg+xml")
+    async def plot(test_id: str) -> str:
+        """The effect with its always-valid band, and the mean of each variant, over the rated searches."""
+        return await _call(
+            session, "tests", lambda core: core.plot_ab_results(test_id).read_text(encoding="utf-8")
+        )
+
 
 async def _read(session: Session, kind: str, verb: Callable[[RagTune], Result]) -> str:
+    result = await _call(session, kind, verb)
+    data = presentable(result.model_dump(mode="json", by_alias=True))
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+
+
+async def _call(session: Session, kind: str, verb: Callable[[RagTune], T]) -> T:
     try:
-        result = await session.call(verb)
+        return await session.call(verb)
     except UnknownId as error:
         raise ResourceNotFoundError(presentable(str(error))) from error
     except RagTuneError as error:
@@ -68,8 +83,6 @@ async def _read(session: Session, kind: str, verb: Callable[[RagTune], Result]) 
     except Exception as error:
         # As for tools: what nobody foresaw is logged in full and hidden from the client.
         raise ResourceError(internal_error(f"ragtune://{kind}", error)) from error
-    data = presentable(result.model_dump(mode="json", by_alias=True))
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
 
 
 def add_prompts(server: MCPServer[Session]) -> None:

@@ -10,15 +10,12 @@ from ragtune_mcp.core.experiment.metrics import METRICS
 from ragtune_mcp.core.experiment.reading import Reading
 
 
-def markdown_report(
-    reading: Reading, decisions: Sequence[Mapping[str, Any]], replay: Mapping[str, Any]
-) -> str:
+def markdown_report(reading: Reading, decisions: Sequence[Mapping[str, Any]]) -> str:
     """The results of a test as Markdown.
 
     Args:
         reading: its results.
         decisions: rows of its decision log, oldest first: at, recommendation, reasons, n.
-        replay: a stored replay as plain numbers, {} without one.
 
     Returns:
         The text; every number stands with its n or its interval.
@@ -46,8 +43,8 @@ def markdown_report(
         "",
         *_checks(reading),
     ]
-    if replay:
-        lines += _replay_lines(replay)
+    if reading.replay:
+        lines += _replay_lines(reading.replay)
     lines += ["## Decisions", "", "| at | decision | rated units | reasons |", "|---|---|---|---|"]
     lines += [
         f"| {d['at']} | {d['recommendation']} | {d['n']} | {'; '.join(d['reasons'])} |" for d in decisions

@@ -14,6 +14,7 @@ class Metric:
     """One metric of a test.
 
     Attributes:
+        kind: of the opinions it is made of: answer, document or satisfaction.
         lo: smallest possible value.
         hi: largest possible value.
         margin: largest loss that counts as "not worse", and the half-width of "equivalent".
@@ -23,6 +24,7 @@ class Metric:
     """
 
     name: str
+    kind: str
     lo: float
     hi: float
     margin: float
@@ -31,13 +33,13 @@ class Metric:
     grid_step: float
 
 
-QUALITY = Metric("response_quality", 1.0, 5.0, 0.3, 1.0, 0.4, 0.02)
-RELEVANCE = Metric("relevance_score", 0.0, 1.0, 0.05, 0.3, 0.1, 0.005)
-SATISFACTION = Metric("user_satisfaction", 1.0, 5.0, 0.3, 1.0, 0.4, 0.02)
+QUALITY = Metric("response_quality", "answer", 1.0, 5.0, 0.3, 1.0, 0.4, 0.02)
+RELEVANCE = Metric("relevance_score", "document", 0.0, 1.0, 0.05, 0.3, 0.1, 0.005)
+SATISFACTION = Metric("user_satisfaction", "satisfaction", 1.0, 5.0, 0.3, 1.0, 0.4, 0.02)
 METRICS = {metric.name: metric for metric in (QUALITY, RELEVANCE, SATISFACTION)}
 
 # The interleaving credit, in units of delta-DCG clipped at 0.5; not a metric a caller names.
-CREDIT = Metric("interleaving_credit", -1.0, 1.0, 0.05, 0.35, 0.1, 0.01)
+CREDIT = Metric("interleaving_credit", "document", -1.0, 1.0, 0.05, 0.35, 0.1, 0.01)
 
 
 def check_metrics(names: Iterable[str]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from ragtune_mcp.core.experiment.findings import Pair
 
@@ -38,6 +39,7 @@ class Reading:
         secondary: Holm-adjusted p of the other metrics.
         health: (baseline, test) of rates and latencies.
         tallies: feedback that was refused, repeated, edited or late.
+        replay: the newest offline replay as plain numbers, {} without one; not causal.
     """
 
     test_id: str
@@ -62,6 +64,7 @@ class Reading:
     next_step: str
     need: Mapping[str, int]
     tallies: Mapping[str, int]
+    replay: Mapping[str, Any]
     minimum_detectable_effect: float
     start_time: datetime
     estimated_end_time: datetime

@@ -86,10 +86,7 @@ class AbReport:
     def document(self, test_id: str) -> str:
         """The test on one page of Markdown, with its decision log and a stored replay."""
         reading = self.results(test_id)
-        conn = self._db.connection
-        return markdown_report(
-            reading, logged_decisions(conn, reading.test_id), kept_replay(conn, reading.test_id)
-        )
+        return markdown_report(reading, logged_decisions(self._db.connection, reading.test_id))
 
     def _read(self, trial: Trial, settled_before: datetime | None) -> Reading:
         conn = self._db.connection
@@ -104,7 +101,7 @@ class AbReport:
             )  # fmt: skip
             if decision.is_final:
                 trial = self._trials.get(trial.test_id)
-        return _results(trial, found, decision)
+        return _results(trial, found, decision, kept_replay(conn, trial.test_id))
 
     def _facts(self, trial: Trial, found: Findings) -> Facts:
         reused = self._db.connection.execute(
@@ -133,7 +130,7 @@ class AbReport:
         )
 
 
-def _results(trial: Trial, found: Findings, decision: Decision) -> Reading:
+def _results(trial: Trial, found: Findings, decision: Decision, replayed: dict[str, Any]) -> Reading:
     is_significant = 0.0 < trial.early_alpha >= found.p_anytime
     if trial.ended_as_planned and found.comparison.p is not None:
         is_significant = is_significant or found.comparison.p <= trial.final_alpha
@@ -167,6 +164,7 @@ def _results(trial: Trial, found: Findings, decision: Decision) -> Reading:
         next_step=_next_step(trial, decision),
         need=found.need if trial.is_running else {},
         tallies=trial.tallies,
+        replay=replayed,
         minimum_detectable_effect=trial.minimum_detectable_effect,
         start_time=trial.started_at,
         estimated_end_time=trial.ends_at,

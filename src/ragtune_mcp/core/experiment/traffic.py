@@ -9,13 +9,14 @@ from datetime import datetime, timedelta
 from statistics import NormalDist
 
 from ragtune_mcp.core.clock import from_iso, to_iso
-from ragtune_mcp.core.experiment.metrics import CREDIT, Metric
+from ragtune_mcp.core.experiment.metrics import Metric
 
 POWER = 0.8
 DEFAULT_RATED_PER_DAY = 20.0
 _LOOK_BACK_DAYS = 14
 _MIN_SEARCHES = 50
 _MIN_RATED = 10
+_MIN_FOR_SD = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,46 +24,44 @@ class Traffic:
     """What the log lets one expect.
 
     Attributes:
-        rated_per_day: rated queries a day.
+        rated_per_day: queries a day with an opinion on the metric.
+        sd: standard deviation of a unit.
         is_measured: False where the log is too short and the documented default stands in.
     """
 
     rated_per_day: float
+    sd: float
     is_measured: bool
 
 
-def expected_traffic(conn: sqlite3.Connection, now: datetime) -> Traffic:
+def expected_traffic(conn: sqlite3.Connection, metric: Metric, now: datetime) -> Traffic:
     """Rated units a day over the last 14 days; 20 while fewer than 50 searches or 10 ratings are logged."""
     since = to_iso(now - timedelta(days=_LOOK_BACK_DAYS))
     searches, first = conn.execute(
         "SELECT count(*), min(at) FROM exposures WHERE at >= ?", (since,)
     ).fetchone()
-    if searches < _MIN_SEARCHES:
-        return Traffic(DEFAULT_RATED_PER_DAY, is_measured=False)
-    (rated,) = conn.execute(
-        "SELECT count(DISTINCT unit) FROM outcomes WHERE at >= ? AND kind = 'answer'", (since,)
+    rated, ratings, mean, mean_square = conn.execute(
+        "SELECT count(DISTINCT unit), count(*), avg(value), avg(value * value) FROM outcomes"
+        " WHERE at >= ? AND kind = ?",
+        (since, metric.kind),
     ).fetchone()
-    if rated < _MIN_RATED:
-        return Traffic(DEFAULT_RATED_PER_DAY, is_measured=False)
+    if searches < _MIN_SEARCHES or rated < _MIN_RATED:
+        return Traffic(DEFAULT_RATED_PER_DAY, metric.typical_sd, is_measured=False)
     # A burst on the first day says little about the next ones: count at least one whole day.
     days = max(1.0, (now - from_iso(first)).total_seconds() / 86_400.0)
-    return Traffic(rated / days, is_measured=True)
+    # The spread of single document ratings says nothing about that of a query's score.
+    is_rating = metric.kind != "document" and ratings >= _MIN_FOR_SD
+    sd = math.sqrt(max(0.0, mean_square - mean**2)) if is_rating else 0.0
+    return Traffic(rated / days, sd or metric.typical_sd, is_measured=True)
 
 
 def expected_effect(
-    traffic: Traffic,
-    metric: Metric,
-    duration_hours: float,
-    split: float,
-    alpha: float,
-    *,
-    is_interleaved: bool,
+    traffic: Traffic, duration_hours: float, split: float, alpha: float, *, is_interleaved: bool
 ) -> float:
     """Minimum detectable effect of the primary metric at the planned end.
 
     Args:
-        traffic: rated queries a day.
-        metric: the primary metric.
+        traffic: rated queries a day and their spread.
         duration_hours: planned length.
         split: share of the test version.
         alpha: level.
@@ -73,8 +72,8 @@ def expected_effect(
     """
     n = max(2.0, traffic.rated_per_day * duration_hours / 24.0)
     if is_interleaved:
-        return minimum_detectable_effect(2 * n, 2 * n, CREDIT.typical_sd, alpha)
-    return minimum_detectable_effect(n * (1.0 - split), n * split, metric.typical_sd, alpha)
+        return minimum_detectable_effect(2 * n, 2 * n, traffic.sd, alpha)
+    return minimum_detectable_effect(n * (1.0 - split), n * split, traffic.sd, alpha)
 
 
 def _z_sum(alpha: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from ragtune_mcp.core.clock import from_iso, to_iso, utc_now
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import Conflict, InvalidInput, UnknownId
-from ragtune_mcp.core.experiment.metrics import METRICS, Metric, check_metrics
+from ragtune_mcp.core.experiment.metrics import CREDIT, METRICS, Metric, check_metrics
 from ragtune_mcp.core.experiment.plan import Mode, StopRule, check_gate, check_plan, check_split
 from ragtune_mcp.core.experiment.traffic import Traffic, expected_effect, expected_traffic
 from ragtune_mcp.core.workspace import new_id
@@ -180,14 +180,9 @@ class TrialStore:
         test_id = new_id("ab", now)
         with self._db.transaction() as conn:
             self._refuse_second()
-            effect = expected_effect(
-                self.traffic(),
-                METRICS[names[0]],
-                duration_hours,
-                split,
-                alpha,
-                is_interleaved=mode == "interleave",
-            )
+            is_interleaved = mode == "interleave"
+            traffic = self.traffic(CREDIT if is_interleaved else METRICS[names[0]])
+            effect = expected_effect(traffic, duration_hours, split, alpha, is_interleaved=is_interleaved)
             conn.execute(
                 "INSERT INTO trials (test_id, baseline_version, test_version, mode, status, metrics, alpha,"
                 " stop_rule, salt, duration_s, started_at, ends_at, gate, force_reason,"
@@ -202,9 +197,9 @@ class TrialStore:
             conn.execute("INSERT INTO trial_phases VALUES (?, 0, ?, ?)", (test_id, split, to_iso(now)))
         return self.get(test_id)
 
-    def traffic(self) -> Traffic:
-        """Rated queries a day to expect, from the log of searches where it is long enough."""
-        return expected_traffic(self._db.connection, self._clock())
+    def traffic(self, metric: Metric) -> Traffic:
+        """Queries a day with an opinion on a metric to expect, from the log where it is long enough."""
+        return expected_traffic(self._db.connection, metric, self._clock())
 
     def active(self) -> Trial | None:
         """The test that assigns searches now; one whose planned end has passed is ended first."""

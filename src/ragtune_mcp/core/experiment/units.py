@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ragtune_mcp.core.experiment.interleaving import HELPFUL_RATING
-from ragtune_mcp.core.experiment.metrics import QUALITY, RELEVANCE, SATISFACTION, Metric, relevance_score
-
-_KIND = {QUALITY.name: "answer", SATISFACTION.name: "satisfaction", RELEVANCE.name: "document"}
+from ragtune_mcp.core.experiment.metrics import RELEVANCE, Metric, relevance_score
 
 
 class Opinion(NamedTuple):
@@ -60,10 +58,9 @@ class First(NamedTuple):
 
 def current_value(metric: Metric, opinions: Iterable[Opinion]) -> float | None:
     """Mean over (search, rater) of the newest revision; None without an opinion on this metric."""
-    kind = _KIND[metric.name]
     newest: dict[tuple[str, str], dict[str, Opinion]] = {}
     for opinion in opinions:
-        if opinion.kind == kind:
+        if opinion.kind == metric.kind:
             newest.setdefault((opinion.query_id, opinion.rater), {})[opinion.item] = opinion
     if not newest:
         return None
@@ -73,7 +70,7 @@ def current_value(metric: Metric, opinions: Iterable[Opinion]) -> float | None:
 
 def first_value(metric: Metric, change: UnitChange) -> First | None:
     """The value of the first submission on this metric, with edits made in time; None without one."""
-    first = _first_submission(change, _KIND[metric.name])
+    first = _first_submission(change, metric.kind)
     return First(first[0].seq, _value(metric, first)) if first else None
 
 

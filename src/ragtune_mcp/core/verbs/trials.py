@@ -7,18 +7,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from ragtune_mcp.core.clock import to_iso
+from ragtune_mcp.core.clock import to_iso, utc_now
 from ragtune_mcp.core.errors import Conflict, FeatureDisabled, GateBlocked, InvalidInput, NotReady
 from ragtune_mcp.core.experiment.decision_log import final_decision
 from ragtune_mcp.core.experiment.plot import effect_svg
 from ragtune_mcp.core.experiment.ramp import RampOutcome
 from ragtune_mcp.core.experiment.reading import Reading
+from ragtune_mcp.core.experiment.replay import Replay, keep_replay, rated_queries, replay
 from ragtune_mcp.core.experiment.report import summary
 from ragtune_mcp.core.experiment.trials import Trial
 from ragtune_mcp.core.models.registry import ModelVersion
 from ragtune_mcp.core.results import AbResults, AbTestStarted, Recommendation, VariantMetrics
 from ragtune_mcp.core.verbs.training import TrainingVerbs
 
+_REPLAY_WARM_UP_S = 60.0
 METRICS = ("response_quality", "relevance_score", "user_satisfaction")
 
 
@@ -108,6 +110,28 @@ class TrialVerbs(TrainingVerbs):
             effect_svg(self.trials.get(identifier), self.ab_report.evidence(identifier)), encoding="utf-8"
         )
         return target
+
+    def report_ab_test(self, test_id: str = "") -> Path:
+        """Write the test on one page of Markdown; returns the file."""
+        identifier = self._trial_id(test_id)
+        target = self.workspace.reports / f"{identifier}.md"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(self.ab_report.document(identifier), encoding="utf-8")
+        return target
+
+    def replay_ab_test(self, test_id: str = "") -> Replay:
+        """Answer the rated queries again with both versions and keep the comparison beside the test; not causal."""
+        trial = self.trials.get(self._trial_id(test_id))
+        for version in (trial.baseline_version, trial.test_version):
+            self.encoders.get(version, wait_s=_REPLAY_WARM_UP_S)
+        compared = replay(
+            rated_queries(self.db.connection),
+            trial.baseline_version,
+            trial.test_version,
+            self.searcher.search,
+        )
+        keep_replay(self.db.connection, trial.test_id, compared, utc_now())
+        return compared
 
     def require_gate(self, model: ModelVersion, force: bool, reason: str) -> str:
         """Refuse a version the gate blocked unless forced with a reason.
@@ -206,6 +230,7 @@ class TrialVerbs(TrainingVerbs):
         # Only what is new: people read the results of an ended test as often as they like.
         if answer.status != "active" and self._told.get(answer.test_id) != answer:
             self._log_trial(self.trials.get(answer.test_id), answer.model_dump(mode="json"))
+            self.report_ab_test(answer.test_id)
             self._told[answer.test_id] = answer
 
     def _log_trial(self, trial: Trial, outcome: dict[str, object]) -> None:
@@ -244,6 +269,7 @@ def _result(reading: Reading) -> AbResults:
         health={"feedback_rate": _short(reading.health["feedback_rate"]), **reading.tallies},
         recommendation=cast(Recommendation, reading.recommendation),
         reasons=[*reading.reasons, *reading.warnings],
+        replay=_short(reading.replay),
         needed=dict(reading.need),
         next_step=reading.next_step,
     )

@@ -102,7 +102,7 @@ def _(result: JobStatusResult, console: Console) -> None:
 def _(result: AbResults, console: Console) -> None:
     _line(console, f"{result.test_id}: {result.status}, {result.mode}", "bold")
     baseline, test = (each.model_dump() for each in (result.baseline_metrics, result.test_metrics))
-    rows = [(name, _short(baseline[name]), _short(test[name])) for name in baseline if name != "extra"]
+    rows = [(name, _short(baseline[name]), _short(test[name])) for name in baseline]
     _table(console, ("", result.baseline_model, result.test_model), rows)
     valid = "" if result.p_value_valid else " (valid only at the planned end)"
     console.print(f"p-value {_short(result.p_value)}{valid}, at any time {_short(result.p_anytime)}")

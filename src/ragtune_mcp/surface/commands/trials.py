@@ -54,14 +54,23 @@ def ab_results(
     plot: Annotated[
         Path | None, typer.Option(help="Also write the effect over time to this SVG file.")
     ] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write the test on one page of Markdown.")] = None,
+    replay: Annotated[
+        bool, typer.Option(help="First answer the rated queries again with both models; seconds to minutes.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show where a live comparison stands."""
     with opened(context) as core:
+        if replay:
+            core.replay_ab_test(test_id)
         show(core.ab_results(test_id), as_json)
         if plot:
             shutil.copyfile(core.plot_ab_results(test_id), plot)
             typer.echo(f"plot: {plot}", err=True)
+        if report:
+            shutil.copyfile(core.report_ab_test(test_id), report)
+            typer.echo(f"report: {report}", err=True)
 
 
 def stop_ab_test(

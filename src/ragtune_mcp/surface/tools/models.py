@@ -25,7 +25,8 @@ async def list_models(call: Call) -> ModelList:
 @tool(
     "Promote model",
     "Use after a won A/B test. With confirm=false it only says what would change: show that to the user "
-    "first. With confirm=true the version answers all searches from now on. Undo: rollback_model.",
+    "first. With confirm=true the version answers all searches from now on; one that just won its test "
+    "first answers 80 % of them for a day and is rolled back by itself if it does harm. Undo: rollback_model.",
     destructive=True,
     idempotent=True,
 )
