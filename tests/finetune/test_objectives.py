@@ -5,7 +5,7 @@ from tests.finetune.tiny import make_corpus, make_dataset
 
 from ragtune_mcp.core.errors import NotEnoughData
 from ragtune_mcp.core.finetune.examples import RankingExample
-from ragtune_mcp.core.finetune.objectives import LibraryLoss, Ranking, columns_for
+from ragtune_mcp.core.finetune.objectives import LibraryLoss, Ranking, columns_for, objective_for, tasks_for
 
 
 def example(index, negatives=(), answers=(), weight=1.0):
@@ -99,3 +99,22 @@ def test_a_loss_without_a_single_example_says_so():
     pairs = [pair for pair in make_dataset(make_corpus()).pairs if pair.kind == "negative"]
     with pytest.raises(NotEnoughData, match="TripletLoss"):
         columns_for("TripletLoss", pairs, seed=0)
+
+
+def test_several_losses_at_once_are_the_mean_of_each_alone():
+    pairs = make_dataset(make_corpus()).pairs
+    names = ["MultipleNegativesRankingLoss", "CosineSimilarityLoss"]
+    tasks = tasks_for("+".join(names), pairs, seed=0)
+    alone = [objective_for({name: tasks[name]}) for name in names]
+    both = objective_for(tasks)
+    assert len(both) == max(len(objective) for objective in alone) > min(len(each) for each in alone)
+    indices = [0, 1, 2, len(both) - 1]
+    batch = both.batch(indices)
+    assert len(set(batch.texts)) == len(batch.texts)
+    vectors = {text: torch.randn(8) for text in batch.texts}
+    expected = []
+    for objective in alone:
+        own = objective.batch([index % len(objective) for index in indices])
+        expected.append(objective.loss(torch.stack([vectors[text] for text in own.texts]), own.layout))
+    found = both.loss(torch.stack([vectors[text] for text in batch.texts]), batch.layout)
+    assert found.item() == pytest.approx(sum(each.item() for each in expected) / 2, rel=1e-5)

@@ -11,13 +11,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ragtune_mcp.core.errors import InvalidInput
 
-LossName = Literal[
-    "auto",
-    "CosineSimilarityLoss",
-    "TripletLoss",
-    "MultipleNegativesRankingLoss",
-    "CoSENTLoss",
-]
+# Losses of sentence-transformers that can be asked for by name.
+LOSSES = ("CosineSimilarityLoss", "TripletLoss", "MultipleNegativesRankingLoss", "CoSENTLoss")
+LOSS_PATTERN = rf"^(auto|({'|'.join(LOSSES)})(\+({'|'.join(LOSSES)}))*)$"
 
 
 class Settings(BaseSettings):
@@ -45,8 +41,11 @@ class Settings(BaseSettings):
         description="Peak learning rate. With `auto` this default leaves the choice to the recipe.",
     )
     # "auto" measured far better than the specification's CosineSimilarityLoss, which stays selectable.
-    loss_function: LossName = Field(
-        "auto", description="`auto`: the project's recipe. A named loss takes every other value literally."
+    loss_function: str = Field(
+        "auto",
+        pattern=LOSS_PATTERN,
+        description=f"`auto`: the project's recipe. Else {', '.join(f'`{name}`' for name in LOSSES)}, or "
+        "several of them joined by `+` and trained at once; every other value is then taken literally.",
     )
     max_seq_length: int = Field(
         512, ge=16, le=8192, description="Tokens per text; never above what the base model was set up for."

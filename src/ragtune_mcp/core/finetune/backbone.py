@@ -161,8 +161,10 @@ class FastBackbone:
         self._keep_bytes = keep_bytes if layers else 0
         self._hidden.clear()
 
-    def keep(self, texts: Sequence[str]) -> None:
-        """Compute and keep the frozen layers' outputs of these texts, while the memory bound allows."""
+    def keep(self, texts: Sequence[str], tick: Tick | None = None) -> None:
+        """Compute and keep the frozen layers' outputs of these texts, while the memory bound allows;
+        `tick(tokens)` after each group.
+        """
         import torch
 
         if not self.frozen:
@@ -173,6 +175,8 @@ class FastBackbone:
                 if self._keep_bytes <= 0:
                     return
                 self._inputs(rows[group], *self._padding(rows[group]), None)
+                if tick is not None:
+                    tick(int(self.table.lengths(rows[group]).sum()))
 
     def trainable(self) -> list[str]:
         """Names of the weights that training changes."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args
+from typing import Any
 
 from ragtune_mcp.core.errors import InvalidInput
-from ragtune_mcp.core.settings import LossName, Settings
+from ragtune_mcp.core.settings import LOSS_PATTERN, LOSSES, Settings
 
-LOSSES: tuple[str, ...] = get_args(LossName)
 _RANGES: dict[str, tuple[float, float]] = {
     "batch_size": (1, 1024),
     "num_epochs": (1, 100),
@@ -35,6 +35,8 @@ class FineTuningConfig:
         base_model_name: name or folder of the model to start from.
         output_model_path: folder, inside the workspace, that receives `<suffix>_<stamp>` model folders.
         batch_size: examples per optimizer step.
+        loss_function: "auto", a loss of sentence-transformers, or several joined by "+": each step then takes
+            a batch for every one and minimises the mean.
         learning_rate: peak of the schedule.
         warmup_steps: steps of linear warm-up from 0; linear decay to 0 afterwards.
         evaluation_steps: validate every so many steps, and at the end of every epoch.
@@ -75,8 +77,11 @@ class FineTuningConfig:
             raise InvalidInput(f"validation_split={self.validation_split!r} must be above 0 and below 0.9.")
         if not isinstance(self.use_amp, bool):
             raise InvalidInput(f"use_amp={self.use_amp!r} must be true or false.")
-        if self.loss_function not in LOSSES:
-            raise InvalidInput(f"loss_function={self.loss_function!r} is not one of {', '.join(LOSSES)}.")
+        if not isinstance(self.loss_function, str) or not re.match(LOSS_PATTERN, self.loss_function):
+            raise InvalidInput(
+                f"loss_function={self.loss_function!r} is not one of auto, {', '.join(LOSSES)}.",
+                hint="Join several with + to train on them at once.",
+            )
         for name in ("base_model_name", "output_model_path"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise InvalidInput(f"{name}={getattr(self, name)!r} must be a non-empty string.")

@@ -6,7 +6,7 @@ Both see a batch as distinct texts encoded once, and index arrays into them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -180,6 +180,37 @@ class LibraryLoss:
         return result
 
 
+class Several:
+    """Several objectives at once: a step takes a batch of each and minimises the mean of their losses.
+
+    An epoch is one pass over the one with the most examples; the others start over meanwhile.
+    """
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        self._objectives = objectives
+
+    def __len__(self) -> int:
+        return max(len(objective) for objective in self._objectives)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The batches of all objectives, with each distinct text once."""
+        place = _Distinct()
+        layouts = []
+        for objective in self._objectives:
+            own = objective.batch(list(dict.fromkeys(index % len(objective) for index in indices)))
+            layouts.append((np.array([place(text) for text in own.texts]), own.layout))
+        return Batch(list(place.place), layouts)
+
+    def loss(self, vectors: Tensor, layout: Sequence[tuple[np.ndarray, Any]]) -> Tensor:
+        """Mean of the objectives' losses from the vectors (n, dim) of the batch."""
+        import torch
+
+        parts = zip(self._objectives, layout, strict=True)
+        return torch.stack(
+            [objective.loss(vectors[torch.from_numpy(places)], own) for objective, (places, own) in parts]
+        ).mean()
+
+
 def library_loss(name: str, model: Any) -> Any:
     """The loss module of sentence-transformers with its documented defaults."""
     from sentence_transformers.sentence_transformer import losses
@@ -187,9 +218,25 @@ def library_loss(name: str, model: Any) -> Any:
     return getattr(losses, name)(model)
 
 
-def columns_for(
-    name: str, pairs: Sequence[TrainingPair], seed: int
-) -> tuple[list[tuple[str, ...]], list[float] | None]:
+class Columns(NamedTuple):
+    """Rows of texts, one per column of a loss, and the labels where it takes any."""
+
+    rows: list[tuple[str, ...]]
+    labels: list[float] | None
+
+
+def tasks_for(losses: str, pairs: Sequence[TrainingPair], seed: int) -> dict[str, Columns]:
+    """Loss -> its columns, for one named loss or several joined by "+"."""
+    return {name: columns_for(name, pairs, seed) for name in losses.split("+")}
+
+
+def objective_for(tasks: Mapping[str, Columns]) -> Objective:
+    """The losses of sentence-transformers over their columns, at once when there are several."""
+    found = [LibraryLoss(name, *columns) for name, columns in tasks.items()]
+    return found[0] if len(found) == 1 else Several(found)
+
+
+def columns_for(name: str, pairs: Sequence[TrainingPair], seed: int) -> Columns:
     """The columns a named loss documents as its input.
 
     Args:
@@ -216,4 +263,4 @@ def columns_for(
             f"{len(pairs)} training pairs give no example for {name}.",
             hint="Collect ratings of 4 or 5 and of 1 or 2.",
         )
-    return rows, labels
+    return Columns(rows, labels)
