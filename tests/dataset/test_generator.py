@@ -11,12 +11,13 @@ from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.dataset.card import most_informative
 from ragtune_mcp.core.dataset.export import find_dataset, load_dataset
 from ragtune_mcp.core.dataset.generator import DatasetOptions, TrainingDataGenerator
-from ragtune_mcp.core.dataset.lineage import descendants, mark_stale
+from ragtune_mcp.core.dataset.lineage import Stale, descendants, mark_stale, rejections
 from ragtune_mcp.core.dataset.validate import validate
 from ragtune_mcp.core.errors import ConPortUnavailable, InvalidInput, NotEnoughData, PathOutsideWorkspace
+from ragtune_mcp.core.feedback.fields import encode_json
 from ragtune_mcp.core.feedback.outbox import Outbox
 from ragtune_mcp.core.settings import Settings
-from ragtune_mcp.core.workspace import DatasetPaths, Workspace
+from ragtune_mcp.core.workspace import DatasetPaths, Workspace, sha256_text
 
 SMALL = {"min_positive_samples": 10, "min_negative_samples": 10, "min_ratings": 20}
 
@@ -90,7 +91,7 @@ def test_a_data_set_is_written_with_all_that_belongs_to_it(make, workspace):
     assert validate(dataset).is_valid
     assert dataset.dataset_id == built.dataset_id
     assert dataset.manifest["statistics"] == built.statistics
-    assert dataset.manifest["conport"]["entries"]["id3"] == "key3"
+    assert dataset.manifest["conport"]["entries"]["id3"]["key"] == "key3"
     assert find_dataset(workspace.training_data, built.dataset_id) == built.path
 
 
@@ -231,11 +232,29 @@ def test_a_rating_is_followed_to_its_data_sets_and_pairs(make, workspace):
     assert descendants(workspace.training_data, "nobody") == []
 
 
-def test_deleting_a_rating_marks_its_data_sets_stale(make, workspace):
+def states(entries):
+    return {key: sha256_text(encode_json(value)) for key, value in entries.items()}
+
+
+def test_a_deleted_or_changed_rating_marks_its_data_sets_stale(make, workspace):
     built = make().build(options())
-    present = set(values()) - {"key4"}
-    assert mark_stale(workspace.training_data, present) == {built.dataset_id: ["id4"]}
-    assert [d.is_stale for d in descendants(workspace.training_data, "id4")] == [True]
-    assert [d.is_stale for d in descendants(workspace.training_data, "id5")] == [False]
-    assert load_dataset(built.path).manifest["stale"] == ["id4"]
-    assert mark_stale(workspace.training_data, set(values())) == {}
+    now = values()
+    del now["key4"]
+    now["key6"]["documents"][0]["rating"] = 4
+    assert mark_stale(workspace.training_data, states(now)) == {
+        built.dataset_id: Stale(deleted=("id4",), changed=("id6",))
+    }
+    found = [descendants(workspace.training_data, f"id{i}")[0].stale for i in (4, 5, 6)]
+    assert found == ["deleted", "", "changed"]
+    assert load_dataset(built.path).manifest["stale"] == {"deleted": ["id4"], "changed": ["id6"]}
+    assert mark_stale(workspace.training_data, states(values())) == {}
+    assert load_dataset(built.path).manifest["stale"] == {}
+
+
+def test_a_rating_that_was_not_used_is_found_with_its_reason(make, workspace):
+    entries = values()
+    entries["key9"] = {**entries["key9"], "query": "what about it?"}
+    built = make(entries).build(options())
+    found = rejections(workspace.training_data, "id9")
+    assert {i: r.reason for i, r in found.items()} == {built.dataset_id: "follow_up_without_context"}
+    assert rejections(workspace.training_data, "id8") == {}

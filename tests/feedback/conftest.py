@@ -12,6 +12,7 @@ from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.feedback import conport_session
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.feedback.outbox import Outbox
+from ragtune_mcp.core.feedback.states import FeedbackStates
 from ragtune_mcp.core.settings import Settings
 from ragtune_mcp.core.workspace import Workspace
 
@@ -30,6 +31,11 @@ def outbox(workspace: Workspace) -> Iterator[Outbox]:
     db = Database(workspace.database)
     yield Outbox(db)
     db.close()
+
+
+@pytest.fixture
+def states(outbox: Outbox) -> FeedbackStates:
+    return FeedbackStates(outbox._db, outbox)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def lines(*values) -> str:
     return "".join(json.dumps(v) + "\n" for v in values)
 
 
-def test_a_flat_jsonl_row_becomes_an_entry_of_our_schema(run, write, file_client, outbox):
+def test_a_flat_jsonl_row_becomes_an_entry_of_our_schema(run, write, file_client, states):
     report = run(write("f.jsonl", lines(FLAT, {**FLAT, "doc_id": "CDC-1", "rating": 5, "rater": 1})))
     assert (report.read, report.imported, report.unchanged, report.problems) == (2, 2, 0, ())
     assert (report.delivery.delivered, report.delivery.pending) == (2, 0)
@@ -63,7 +63,7 @@ def test_a_flat_jsonl_row_becomes_an_entry_of_our_schema(run, write, file_client
         "CDC",
         "2026-06-01T00:00:00.000000Z",
     )
-    records = read_feedback(file_client, outbox, 90, NOW).records
+    records = read_feedback(file_client, states, 90, NOW).records
     assert sorted((r.rater, r.documents[0].rating) for r in records) == [("0", 1), ("1", 5)]
 
 

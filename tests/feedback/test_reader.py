@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -27,7 +26,7 @@ def put(client, **entries):
     )
 
 
-def test_every_entry_read_is_a_record_or_rejected_by_reason(file_client, outbox):
+def test_every_entry_read_is_a_record_or_rejected_by_reason(file_client, states):
     put(
         file_client,
         good=value(),
@@ -38,7 +37,7 @@ def test_every_entry_read_is_a_record_or_rejected_by_reason(file_client, outbox)
         torn='{"query": "q',
         silent={"query": "q"},
     )
-    batch = read_feedback(file_client, outbox, 90, NOW)
+    batch = read_feedback(file_client, states, 90, NOW)
     assert [record.feedback_id for record in batch.records] == ["good", "text"]
     assert {(r.feedback_id, r.reason) for r in batch.rejected} == {
         ("old", "too_old"),
@@ -56,44 +55,32 @@ def test_the_age_limit_counts_from_the_entrys_own_time_and_includes_its_edge():
     assert [record.key for record in batch.records] == ["edge", "undated"]
 
 
-def test_waiting_entries_are_read_and_newer_than_stored_ones(file_client, outbox):
+def test_waiting_entries_are_read_and_newer_than_stored_ones(file_client, outbox, states):
     put(file_client, a=value(rating=1), b=value(rating=2))
     outbox.put_custom_data("UserFeedback", "a", value(rating=5))
     outbox.put_custom_data("UserFeedback", "c", value(rating=3))
     outbox.put_custom_data("Other", "d", value())
-    batch = read_feedback(file_client, outbox, 90, NOW)
+    batch = read_feedback(file_client, states, 90, NOW)
     assert [(record.key, record.rating) for record in batch.records] == [("a", 5), ("b", 2), ("c", 3)]
 
 
-def test_other_categories_are_not_feedback(file_client, outbox):
+def test_other_categories_are_not_feedback(file_client, states):
     file_client.log_custom_data({"category": "UserFeedbackArchive", "key": "x", "value": value()})
-    assert read_feedback(file_client, outbox, 90, NOW).read == 0
+    assert read_feedback(file_client, states, 90, NOW).read == 0
 
 
-def test_an_absent_conport_is_an_error_and_never_an_empty_batch(absent_client, outbox):
+def test_an_absent_conport_is_an_error_and_never_an_empty_batch(absent_client, outbox, states):
     outbox.put_custom_data("UserFeedback", "a", value())
     with pytest.raises(ConPortUnavailable):
-        read_feedback(absent_client, outbox, 90, NOW)
+        read_feedback(absent_client, states, 90, NOW)
 
 
-def test_an_incremental_read_returns_what_changed_since(file_client, outbox, workspace):
-    put(file_client, old=value(), changed=value(rating=1), untouched=value())
-    with sqlite3.connect(workspace.conport_database) as connection:
-        connection.execute("UPDATE custom_data SET timestamp = '2026-05-01T00:00:00+00:00'")
-    connection.close()
-    put(file_client, changed=value(rating=5), new=value())
-    outbox.put_custom_data("UserFeedback", "waiting", value())
-    since = datetime(2026, 5, 2, tzinfo=UTC)
-    batch = read_feedback(file_client, outbox, 90, NOW, changed_since=since)
-    assert [record.key for record in batch.records] == ["changed", "new", "waiting"]
-
-
-def test_the_order_of_rows_does_not_matter(file_client, outbox):
+def test_the_order_of_rows_does_not_matter(file_client, states):
     rows = {f"k{n}": value(rating=1 + n % 5) for n in range(20)}
     put(file_client, **rows)
-    first = read_feedback(file_client, outbox, 90, NOW)
+    first = read_feedback(file_client, states, 90, NOW)
     put(file_client, **dict(reversed(rows.items())))
-    assert read_feedback(file_client, outbox, 90, NOW) == first
+    assert read_feedback(file_client, states, 90, NOW) == first
 
 
 def test_broken_rows_of_every_kind_survive_together():

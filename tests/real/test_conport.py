@@ -18,6 +18,7 @@ from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.feedback.importers import import_feedback
 from ragtune_mcp.core.feedback.outbox import FlushResult, Outbox
 from ragtune_mcp.core.feedback.reader import read_feedback
+from ragtune_mcp.core.feedback.states import FeedbackStates
 from ragtune_mcp.core.settings import Settings
 from ragtune_mcp.core.workspace import Workspace
 
@@ -123,11 +124,12 @@ def test_many_rows_are_imported_and_each_is_read(client, root, tmp_path):
     rows = [f'{{"query": "question {n // 5}?", "doc_id": "d{n}", "rating": {n % 7}}}\n' for n in range(210)]
     path = tmp_path / "ratings.jsonl"
     path.write_text("".join(rows), encoding="utf-8")
-    outbox = Outbox(Database(Workspace(root, Settings()).database))
+    db = Database(Workspace(root, Settings()).database)
+    outbox = Outbox(db)
     report = import_feedback([path], outbox, client)
     assert (report.read, report.imported, report.skipped) == (210, 150, {"invalid_rating": 60})
     assert (report.delivery.delivered, report.delivery.pending) == (150, 0)
-    batch = read_feedback(client, outbox, 90, utc_now())
+    batch = read_feedback(client, FeedbackStates(db, outbox), 90, utc_now())
     assert (batch.read, len(batch.records)) == (150, 150)
 
 

@@ -11,11 +11,12 @@ from tests.dataset.samples import question
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.dataset.export import load_dataset
 from ragtune_mcp.core.dataset.generator import DatasetOptions, TrainingDataGenerator
-from ragtune_mcp.core.dataset.lineage import descendants, mark_stale
+from ragtune_mcp.core.dataset.lineage import Stale, descendants, mark_stale
 from ragtune_mcp.core.dataset.validate import validate
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.feedback.importers import import_feedback
 from ragtune_mcp.core.feedback.outbox import Outbox
+from ragtune_mcp.core.feedback.states import FeedbackStates
 from ragtune_mcp.core.settings import Settings
 from ragtune_mcp.core.workspace import Workspace
 
@@ -45,10 +46,22 @@ def test_imported_ratings_are_read_back_from_conport_and_followed_both_ways(tmp_
     assert built.statistics["feedback_read"] == built.statistics["feedback_used"] == 80
     assert validate(dataset).is_valid
 
-    keys = {row["key"] for row in client.get_custom_data("UserFeedback")}
+    chosen, changed = dataset.pairs[0].feedback_ids[0], dataset.pairs[-1].feedback_ids[0]
+    found = descendants(workspace.training_data, chosen)
+    assert [d.dataset_id for d in found] == [built.dataset_id]
+
+    # What ConPort itself wrote is watched through its file: only what changed is read again.
+    watch = ConPortClient(workspace.id, Settings())
+    states = FeedbackStates(db, outbox)
+    states.refresh(watch)
+    assert mark_stale(workspace.training_data, states.hashes()) == {}
+    value = client.get_custom_data("UserFeedback", changed)[0]["value"]
+    client.log_custom_data({"category": "UserFeedback", "key": changed, "value": {**value, "rater": "x"}})
+    where = {"workspace_id": workspace.id, "category": "UserFeedback", "key": chosen}
+    client._call("delete_custom_data", where)
+    assert states.refresh(watch) == 2
+    assert mark_stale(workspace.training_data, states.hashes()) == {
+        built.dataset_id: Stale(deleted=(chosen,), changed=(changed,))
+    }
     client.close()
     db.close()
-    chosen = dataset.pairs[0].feedback_ids[0]
-    assert [d.dataset_id for d in descendants(workspace.training_data, chosen)] == [built.dataset_id]
-    assert mark_stale(workspace.training_data, keys) == {}
-    assert mark_stale(workspace.training_data, keys - {chosen}) == {built.dataset_id: [chosen]}

@@ -81,6 +81,9 @@ class FakeCore:
     def watch_test(self) -> None:
         pass
 
+    def watch_feedback(self) -> None:
+        pass
+
     def _note(self, verb: str, *args: object, **kwargs: object) -> None:
         self.calls.append((verb, args, kwargs))
 

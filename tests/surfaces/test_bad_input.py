@@ -208,6 +208,9 @@ class NoFeedback:
     def get_custom_data(self, *args, **kwargs):
         return []
 
+    def custom_data_stamps(self, category):
+        return None
+
     def close(self):
         pass
 

@@ -15,6 +15,7 @@ from ragtune_mcp.core.experiment.serving import SearchService
 from ragtune_mcp.core.experiment.trials import TrialStore
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.feedback.outbox import FlushResult, Outbox
+from ragtune_mcp.core.feedback.states import FeedbackStates
 from ragtune_mcp.core.jobs.job import Job
 from ragtune_mcp.core.jobs.store import JobStore
 from ragtune_mcp.core.models.pool import EncoderPool
@@ -37,8 +38,9 @@ class Parts:
         self.jobs = JobStore(self.db, workspace, ended=self._log_end)
         self.registry = Registry(self.db, workspace)
         self.outbox = Outbox(self.db)
+        self.feedback_states = FeedbackStates(self.db, self.outbox)
         self.documents = DocumentStore(self.db)
-        self.trials = TrialStore(self.db)
+        self.trials = TrialStore(self.db, is_enabled=self.settings.ab_testing_enabled)
         self.outcomes = Outcomes(self.db, self.trials, publish=self._publish)
         self.ab_report = AbReport(self.db, self.trials)
         self.ramp = Ramp(self.db, self.trials)

@@ -122,6 +122,7 @@ class Session:
 
 def _tend_once(core: RagTune) -> None:
     core.watch_test()
+    core.watch_feedback()
     status = core.status()
     if status.outbox_pending:
         result = core.flush_outbox()

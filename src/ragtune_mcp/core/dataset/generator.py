@@ -24,6 +24,7 @@ from ragtune_mcp.core.feedback.outbox import Outbox
 from ragtune_mcp.core.feedback.parsing import CATEGORY
 from ragtune_mcp.core.feedback.reader import read_feedback
 from ragtune_mcp.core.feedback.records import FeedbackBatch, FeedbackRecord
+from ragtune_mcp.core.feedback.states import FeedbackStates
 from ragtune_mcp.core.workspace import Workspace, new_id
 
 __all__ = ["BuiltDataset", "DatasetOptions", "TrainingDataGenerator"]
@@ -70,7 +71,7 @@ class TrainingDataGenerator:
         self._now = now
         workspace.prepare()
         self._db = db or Database(workspace.database)
-        self._outbox = outbox or Outbox(self._db)
+        self._states = FeedbackStates(self._db, outbox or Outbox(self._db))
         self._sources = Sources(corpus, documents, SliceLedger(self._db))
 
     def build(self, options: DatasetOptions, progress: Progress | None = None) -> BuiltDataset:
@@ -90,7 +91,7 @@ class TrainingDataGenerator:
         report = progress or _silent
         now = self._now()
         report(0.0, "reading feedback")
-        batch = read_feedback(self._client, self._outbox, options.days_back, now)
+        batch = read_feedback(self._client, self._states, options.days_back, now)
         made = assemble(batch, options, self._sources, lambda s, m: report(0.1 + 0.8 * s, m))
         dataset_id = new_id("training", now)
         path = dataset_file(self.workspace.training_data, dataset_id, options.export_format)
@@ -106,7 +107,8 @@ class TrainingDataGenerator:
                 path,
                 options.export_format,
                 dataset_id=dataset_id,
-                details=_details(made, options, self.workspace, statistics, warnings),
+                details=_details(made, options, statistics, warnings)
+                | {"conport": self._conport_entries(made)},
                 rejected=made.rejected,
                 card=render_card(dataset_id, made, statistics, options.to_dict(), warnings),
                 now=now,
@@ -114,6 +116,17 @@ class TrainingDataGenerator:
         _log.info("data set %s: %d pairs of %d entries", dataset_id, len(made.pairs), made.read)
         report(1.0, "done")
         return BuiltDataset(dataset_id, path, statistics, warnings)
+
+    def _conport_entries(self, made: Assembled) -> dict[str, Any]:
+        """Where the used entries stand in ConPort, and what they held."""
+        hashes = self._states.hashes()
+        return {
+            "workspace_id": self.workspace.id,
+            "category": CATEGORY,
+            "entries": {
+                i: {"key": key, "sha256": hashes.get(key, "")} for i, key in sorted(made.entries.items())
+            },
+        }
 
     def get_feedback_data(self, days_back: int = 90, min_samples: int = 0) -> FeedbackBatch:
         """Read the feedback.
@@ -129,7 +142,7 @@ class TrainingDataGenerator:
             NotEnoughData: fewer readable entries than `min_samples`.
         """
         options = DatasetOptions.from_settings(self.workspace.settings, days_back=days_back)
-        batch = read_feedback(self._client, self._outbox, options.days_back, self._now())
+        batch = read_feedback(self._client, self._states, options.days_back, self._now())
         require_enough("feedback entries", len(batch), min_samples, len(batch), batch.rejected)
         return batch
 
@@ -166,7 +179,7 @@ class TrainingDataGenerator:
             min_negative_samples=min_negative_samples,
             include_hard_negatives=include_hard_negatives,
         )
-        batch = read_feedback(self._client, self._outbox, options.days_back, self._now())
+        batch = read_feedback(self._client, self._states, options.days_back, self._now())
         return list(assemble(batch, options, self._sources, _silent).pairs)
 
     def export_training_data(
@@ -212,7 +225,6 @@ def _warnings(made: Assembled, options: DatasetOptions, sources: Sources) -> tup
 def _details(
     made: Assembled,
     options: DatasetOptions,
-    workspace: Workspace,
     statistics: dict[str, Any],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
@@ -228,9 +240,4 @@ def _details(
         },
         "attributed": sorted(made.judged.attributed),
         "mining": None if mined is None else {"margin": mined.margin, "calibrated_on": mined.calibrated_on},
-        "conport": {
-            "workspace_id": workspace.id,
-            "category": CATEGORY,
-            "entries": dict(sorted(made.entries.items())),
-        },
     }

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ragtune_mcp.core.dataset.export import SCHEMA, load_dataset
 from ragtune_mcp.core.dataset.pairs import TrainingPair
+from ragtune_mcp.core.feedback.records import Rejected
 from ragtune_mcp.core.workspace import DatasetPaths
 
 
 @dataclass(frozen=True, slots=True)
 class Descendant:
-    """A data set that one feedback entry went into, with the pairs it stands on."""
+    """A data set that one feedback entry went into, with the pairs that stand on it.
+
+    Attributes:
+        feedback_id: of the entry; `key` is its ConPort key.
+        stale: what became of the entry since: "" nothing, else deleted or changed.
+    """
 
     dataset_id: str
     path: Path
+    feedback_id: str
     key: str
     pairs: tuple[TrainingPair, ...]
-    is_stale: bool
+    stale: str
+
+
+class Stale(NamedTuple):
+    """Feedback ids of a data set whose entries are no longer what it was made of."""
+
+    deleted: tuple[str, ...]
+    changed: tuple[str, ...]
 
 
 def descendants(folder: Path, feedback_id: str) -> list[Descendant]:
@@ -40,8 +54,8 @@ def descendants(folder: Path, feedback_id: str) -> list[Descendant]:
     """
     found = []
     for manifest_path, manifest in _manifests(folder):
-        entries: dict[str, str] = manifest.get("conport", {}).get("entries", {})
-        ids = [i for i, key in entries.items() if feedback_id in (i, key)]
+        entries = _entries(manifest)
+        ids = [i for i, entry in entries.items() if feedback_id in (i, entry["key"])]
         if not ids:
             continue
         path = _data_file(manifest_path, manifest)
@@ -50,36 +64,61 @@ def descendants(folder: Path, feedback_id: str) -> list[Descendant]:
             Descendant(
                 manifest["dataset_id"],
                 path or manifest_path,
-                entries[ids[0]],
+                ids[0],
+                entries[ids[0]]["key"],
                 tuple(pair for pair in pairs if ids[0] in pair.feedback_ids),
-                ids[0] in manifest.get("stale", ()),
+                next((how for how, stale in manifest.get("stale", {}).items() if ids[0] in stale), ""),
             )
         )
     return sorted(found, key=lambda d: d.dataset_id)
 
 
-def mark_stale(folder: Path, present: Collection[str]) -> dict[str, list[str]]:
-    """Note in every manifest which of its entries are no longer in ConPort.
+def rejections(folder: Path, feedback_id: str) -> dict[str, Rejected]:
+    """Data set id -> why it did not use an entry, for the data sets that read it and did not; by data set id."""
+    found = {}
+    for manifest_path, manifest in _manifests(folder):
+        path = DatasetPaths(manifest_path.with_name(manifest["dataset_id"])).rejected
+        for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
+            if feedback_id in line:
+                rejected = Rejected(**json.loads(line))
+                if rejected.feedback_id == feedback_id:
+                    found[manifest["dataset_id"]] = rejected
+    return dict(sorted(found.items()))
+
+
+def mark_stale(folder: Path, states: Mapping[str, str]) -> dict[str, Stale]:
+    """Note in every manifest which of its entries were deleted or changed in ConPort since.
 
     Args:
         folder: where data sets lie.
-        present: the keys of all entries that exist now.
+        states: key -> sha256 of every entry that exists now.
 
     Returns:
-        Data set id -> feedback ids that were deleted since; only data sets that have some.
+        Data set id -> what became of its entries; only data sets where something did.
     """
-    stale: dict[str, list[str]] = {}
+    found: dict[str, Stale] = {}
     for path, manifest in _manifests(folder):
-        entries: dict[str, str] = manifest.get("conport", {}).get("entries", {})
-        gone = sorted(i for i, key in entries.items() if key not in present)
-        if gone != manifest.get("stale", []):
-            manifest["stale"] = gone
+        deleted, changed = [], []
+        for feedback_id, entry in sorted(_entries(manifest).items()):
+            now = states.get(entry["key"])
+            if now is None:
+                deleted.append(feedback_id)
+            elif now != entry["sha256"]:
+                changed.append(feedback_id)
+        stale = {how: ids for how, ids in (("deleted", deleted), ("changed", changed)) if ids}
+        if stale != manifest.get("stale", {}):
+            manifest["stale"] = stale
             scratch = path.with_name(f".{path.name}.new")
             scratch.write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
             os.replace(scratch, path)
-        if gone:
-            stale[manifest["dataset_id"]] = gone
-    return stale
+        if stale:
+            found[manifest["dataset_id"]] = Stale(tuple(deleted), tuple(changed))
+    return found
+
+
+def _entries(manifest: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    entries: dict[str, dict[str, str]] = manifest.get("conport", {}).get("entries", {})
+    return entries
 
 
 def _manifests(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -70,6 +70,20 @@ def known_opinions(conn: sqlite3.Connection, query_id: str, rater: str) -> dict[
     return {(row["kind"], row["item"]): row for row in rows}
 
 
+def feedback_of(conn: sqlite3.Connection, query_id: str) -> tuple[str, ...]:
+    """The ids of the feedback given on a search, oldest first."""
+    rows = conn.execute(
+        "SELECT feedback_id FROM feedback WHERE query_id = ? ORDER BY created_at", (query_id,)
+    )
+    return tuple(row["feedback_id"] for row in rows)
+
+
+def query_of(conn: sqlite3.Connection, feedback_id: str) -> str | None:
+    """The query_id of the search that feedback was given on; None for feedback that came from elsewhere."""
+    row = conn.execute("SELECT query_id FROM feedback WHERE feedback_id = ?", (feedback_id,)).fetchone()
+    return None if row is None else str(row["query_id"])
+
+
 def feedback_entry(conn: sqlite3.Connection, exposed: Exposed, feedback_id: str) -> dict[str, Any]:
     """All that the rater of a stored feedback has said, in the form `ragtune.feedback/1`."""
     stored = conn.execute("SELECT * FROM feedback WHERE feedback_id = ?", (feedback_id,)).fetchone()

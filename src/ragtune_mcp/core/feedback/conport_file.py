@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +62,15 @@ class ConPortFile:
                 {"id": id_, "timestamp": _shown(moment), "category": of, "key": name, "value": _value(text)}
                 for id_, moment, of, name, text in connection.execute(sql, parameters)
             ]
+
+    def stamps(self, category: str) -> dict[str, str]:
+        """Key -> `stamp_of` of every row of a category; values are not read."""
+        sql = "SELECT id, timestamp, key FROM custom_data WHERE category = ?"
+        with self._reading() as connection:
+            return {
+                key: stamp_of({"id": id_, "timestamp": _shown(moment)})
+                for id_, moment, key in connection.execute(sql, (category,))
+            }
 
     def count(self, category: str) -> int:
         """Number of custom data rows of a category."""
@@ -141,6 +150,11 @@ class ConPortFile:
                 f"known is {KNOWN_REVISION!r}.",
                 hint="Set RAGTUNE_CONPORT=stdio.",
             )
+
+
+def stamp_of(row: Mapping[str, Any]) -> str:
+    """What ConPort sets anew whenever it overwrites a row: id and time, the time in whole seconds."""
+    return f"{row['id']} {row['timestamp']}"
 
 
 def _value(text: str) -> Any:

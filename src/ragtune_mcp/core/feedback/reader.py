@@ -9,31 +9,24 @@ from typing import Any
 from ragtune_mcp.core.clock import from_iso, to_iso
 from ragtune_mcp.core.errors import FeedbackInvalid
 from ragtune_mcp.core.feedback.conport import ConPortClient
-from ragtune_mcp.core.feedback.outbox import Outbox
-from ragtune_mcp.core.feedback.parsing import CATEGORY, parse_feedback
+from ragtune_mcp.core.feedback.parsing import parse_feedback
 from ragtune_mcp.core.feedback.records import FeedbackBatch, FeedbackRecord, Rejected
+from ragtune_mcp.core.feedback.states import FeedbackStates
 
 # Clocks of other machines may run ahead by a little; recency weights must not see the future.
 _CLOCK_SKEW = timedelta(days=1)
 
 
 def read_feedback(
-    client: ConPortClient,
-    outbox: Outbox,
-    days_back: int,
-    now: datetime,
-    *,
-    changed_since: datetime | None = None,
+    client: ConPortClient, states: FeedbackStates, days_back: int, now: datetime
 ) -> FeedbackBatch:
     """All `UserFeedback` entries: what ConPort holds, and over it what still waits in the outbox.
 
     Args:
         client: where to read.
-        outbox: entries on their way; one with the key of a stored entry is its newer state.
+        states: notes what was read.
         days_back: entries older than this many days before `now` are rejected as too_old.
         now: aware UTC.
-        changed_since: read only entries written or overwritten in ConPort at or after this moment, for an
-            incremental read; None reads all.
 
     Returns:
         The entries by key; `read == len(records) + len(rejected)`.
@@ -41,8 +34,7 @@ def read_feedback(
     Raises:
         ConPortUnavailable: ConPort cannot be read; never an empty batch instead.
     """
-    newest = {row["key"]: row for row in client.get_custom_data(CATEGORY, since=changed_since)}
-    newest.update((row["key"], row) for row in outbox.pending_custom_data(CATEGORY))
+    newest = states.read_all(client)
     return parse_rows((newest.pop(key) for key in sorted(newest)), days_back, now)
 
 

@@ -220,14 +220,11 @@ class Registry:
         )
         return tuple(row["version"] for row in self._db.connection.execute(query, (feedback_id,)))
 
-    def mark_stale(self, feedback_id: str) -> tuple[str, ...]:
-        """A rating was withdrawn or changed: mark the versions that were trained on it, and return them."""
-        versions = self.trained_on(feedback_id)
+    def mark_stale(self, version: str) -> None:
+        """Note that a rating the version was trained on was withdrawn or changed since; the first time stays."""
         with self._db.transaction() as connection:
-            for version in versions:
-                query = "UPDATE model_versions SET stale_at=? WHERE version=? AND stale_at IS NULL"
-                connection.execute(query, (to_iso(utc_now()), version))
-        return versions
+            query = "UPDATE model_versions SET stale_at=? WHERE version=? AND stale_at IS NULL"
+            connection.execute(query, (to_iso(utc_now()), version))
 
     # Integrity
 

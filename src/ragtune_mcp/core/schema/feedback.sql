@@ -17,6 +17,15 @@ CREATE TABLE outbox (
 );
 CREATE INDEX outbox_waiting ON outbox (id) WHERE delivered_at IS NULL;
 
+-- What `UserFeedback` held when it was last read, without its text: tells which ratings changed or went since.
+CREATE TABLE feedback_states (
+    key         TEXT PRIMARY KEY,
+    feedback_id TEXT NOT NULL,
+    stamp       TEXT NOT NULL,              -- id and time of the row in ConPort; '' where they do not settle its state
+    sha256      TEXT NOT NULL               -- of the entry
+) WITHOUT ROWID;
+CREATE INDEX feedback_states_by_id ON feedback_states (feedback_id);
+
 -- Where each query stood in the data sets of this workspace: held out for test at least once, or trained on.
 -- A query that was once test never trains, and one that was trained on never tests.
 CREATE TABLE query_slices (

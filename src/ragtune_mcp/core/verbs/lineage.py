@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from ragtune_mcp.core.dataset.export import find_dataset, load_dataset
-from ragtune_mcp.core.dataset.lineage import descendants
+from ragtune_mcp.core.dataset.lineage import descendants, rejections
 from ragtune_mcp.core.errors import InvalidInput, UnknownId
+from ragtune_mcp.core.experiment.entry import exposed_search, feedback_of, query_of
 from ragtune_mcp.core.experiment.report import summary
 from ragtune_mcp.core.feedback.importers import import_feedback
 from ragtune_mcp.core.retrieval.store import stop_store
@@ -47,10 +48,10 @@ class LineageVerbs(ModelVerbs):
         }
 
     def explain(self, identifier: str) -> dict[str, Any]:
-        """What an id is and what it is linked to: rating -> data sets -> versions -> tests, and back.
+        """What an id is and what it is linked to: search -> rating -> data sets -> versions -> tests, and back.
 
         Args:
-            identifier: a feedback id or ConPort key, data set, job, version or test id.
+            identifier: a query_id, feedback id or ConPort key, data set, job, version or test id.
 
         Returns:
             `kind`, `id` and the links of that kind.
@@ -63,6 +64,7 @@ class LineageVerbs(ModelVerbs):
             self._explain_dataset,
             self._explain_job,
             self._explain_test,
+            self._explain_query,
             self._explain_feedback,
         )
         for lookup in lookups:
@@ -71,7 +73,7 @@ class LineageVerbs(ModelVerbs):
                 return found
         raise UnknownId(
             f"Nothing here has the id {identifier!r}.",
-            hint="Name a feedback id, data set, job, model version or test; list_models shows some.",
+            hint="Name a query_id, feedback id, data set, job, model version or test; list_models shows some.",
         )
 
     def stop_store(self) -> bool:
@@ -105,6 +107,7 @@ class LineageVerbs(ModelVerbs):
             "path": self.workspace.relative(path),
             "statistics": dataset.manifest.get("statistics", {}),
             "feedback": {"count": len(ratings), "ids": ratings[:_SHOWN]},
+            "stale": dataset.manifest.get("stale", {}),
             "versions": [
                 model.version for model in self.registry.list() if model.dataset_id == dataset.dataset_id
             ],
@@ -131,18 +134,42 @@ class LineageVerbs(ModelVerbs):
         except UnknownId:
             return None
 
-    def _explain_feedback(self, identifier: str) -> dict[str, Any] | None:
-        datasets = descendants(self.workspace.training_data, identifier)
-        versions = self.registry.trained_on(identifier)
-        if not datasets and not versions:
+    def _explain_query(self, identifier: str) -> dict[str, Any] | None:
+        try:
+            search = exposed_search(self.db.connection, identifier)
+        except UnknownId:
             return None
+        # Who rates a search of a running test must not know which version answered it.
+        is_blind = search.test_id is not None and self.trials.get(search.test_id).is_running
+        return {
+            "kind": "query",
+            "id": identifier,
+            "query": search.query,
+            "documents": list(search.shown),
+            "version": None if is_blind else search.version,
+            "test_id": search.test_id,
+            "feedback_ids": list(feedback_of(self.db.connection, identifier)),
+        }
+
+    def _explain_feedback(self, identifier: str) -> dict[str, Any] | None:
+        self.watch_feedback()
+        datasets = descendants(self.workspace.training_data, identifier)
+        entry = self.feedback_states.find(identifier)
+        known = [entry.feedback_id] if entry else [found.feedback_id for found in datasets]
+        feedback_id = known[0] if known else identifier
+        versions = self.registry.trained_on(feedback_id)
+        query_id = query_of(self.db.connection, feedback_id)
+        if not (known or versions or query_id):
+            return None
+        rejected = rejections(self.workspace.training_data, feedback_id)
         return {
             "kind": "feedback",
-            "id": identifier,
+            "id": feedback_id,
+            "query_id": query_id,
             "datasets": [
                 {
                     "dataset_id": found.dataset_id,
-                    "deleted_in_conport": found.is_stale,
+                    "in_conport": found.stale or "unchanged",
                     "pairs": [
                         {
                             "query": pair.query,
@@ -155,6 +182,11 @@ class LineageVerbs(ModelVerbs):
                 }
                 for found in datasets
             ],
+            "not_used": [
+                {"dataset_id": dataset_id, "reason": found.reason, "detail": found.detail}
+                for dataset_id, found in rejected.items()
+            ],
+            "note": "" if datasets or rejected else "No data set was made since it was given.",
             "versions": [{"version": version, "tests": self._tests_of(version)} for version in versions],
         }
 

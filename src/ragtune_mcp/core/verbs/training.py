@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,8 @@ from ragtune_mcp.core.dataset.export import find_dataset, load_dataset
 from ragtune_mcp.core.dataset.generator import TrainingDataGenerator
 from ragtune_mcp.core.dataset.lineage import mark_stale
 from ragtune_mcp.core.dataset.options import DatasetOptions
-from ragtune_mcp.core.errors import (
-    ConPortUnavailable,
-    FeatureDisabled,
-    InvalidInput,
-    NotEnoughData,
-    UnknownId,
-)
+from ragtune_mcp.core.errors import FeatureDisabled, InvalidInput, NotEnoughData, UnknownId
 from ragtune_mcp.core.feedback.conport import ConPortClient
-from ragtune_mcp.core.feedback.parsing import CATEGORY
 from ragtune_mcp.core.finetune.base import resolve_base_model
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.jobs.job import FINAL, Job, JobKind, JobState
@@ -33,6 +27,8 @@ from ragtune_mcp.core.results import (
     JobStatusResult,
     TrainingDataResult,
 )
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 _SUFFIX_LIMIT = 64
@@ -63,27 +59,51 @@ class TrainingVerbs(Parts):
             days_back=days_back,
             export_format=export_format,
         )
-        built = self.generator().build(options, progress)
+        try:
+            built = self.generator().build(options, progress)
+        except NotEnoughData:
+            # The feedback was read all the same, and what is gone from it may be why there is too little.
+            self._mark_stale()
+            raise
         return TrainingDataResult(
             training_data_path=self.workspace.relative(built.path),
             dataset_id=built.dataset_id,
             statistics=DatasetStatistics(**built.statistics),
-            warnings=[*built.warnings, *self._mark_withdrawn()],
+            warnings=[*built.warnings, *self._mark_stale()],
             next_step=f"Call start_finetune with dataset_id={built.dataset_id!r}.",
         )
 
-    def _mark_withdrawn(self) -> list[str]:
-        """Note which data sets and versions rest on ratings that were deleted in ConPort; in words."""
-        present = {row["key"] for row in self.outbox.pending_custom_data(CATEGORY)}
-        try:
-            present |= {row["key"] for row in self.conport.get_custom_data(CATEGORY)}
-        except ConPortUnavailable as error:
-            return [f"Ratings deleted in ConPort were not looked for: {error.message}"]
-        gone = sorted({i for ids in mark_stale(self.workspace.training_data, present).values() for i in ids})
-        versions = sorted({version for each in gone for version in self.registry.mark_stale(each)})
+    def watch_feedback(self) -> None:
+        """Mark what rests on ratings that were changed or deleted in ConPort since the last look.
+
+        Cheap enough to be called often; does nothing where ConPort's file cannot be read.
+        """
+        if self.feedback_states.refresh(self.conport):
+            for warning in self._mark_stale():
+                log.info("%s", warning)
+
+    def _mark_stale(self) -> list[str]:
+        """Mark data sets and versions whose ratings are no longer what they were made of; in words."""
+        found = mark_stale(self.workspace.training_data, self.feedback_states.hashes())
+        versions: set[str] = set()
+        for dataset_id, stale in found.items():
+            for feedback_id in (*stale.deleted, *stale.changed):
+                # A version made of a later data set learned from the entry as it is now.
+                versions |= {
+                    version
+                    for version in self.registry.trained_on(feedback_id)
+                    if feedback_id in stale.deleted or self.registry.get(version).dataset_id == dataset_id
+                }
+        for version in versions:
+            self.registry.mark_stale(version)
         if not versions:
             return []
-        return [f"{len(gone)} ratings used before were deleted in ConPort; stale: {', '.join(versions)}."]
+        deleted = len({i for stale in found.values() for i in stale.deleted})
+        changed = len({i for stale in found.values() for i in stale.changed})
+        return [
+            f"Of the ratings used before, {deleted} were deleted and {changed} changed in ConPort; "
+            f"stale: {', '.join(sorted(versions))}."
+        ]
 
     def generator(self, conport: ConPortClient | None = None) -> TrainingDataGenerator:
         """The data set generator over the feedback of a ConPort and, where there is one, the index."""
