@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ragtune_mcp.core.finetune.selection import ValidationSet, choose_alpha
+from ragtune_mcp.core.finetune.selection import KeptStep, ValidationSet, choose_alpha
 
 
 def test_many_validation_queries_decide_and_the_milder_of_equals_wins():
@@ -30,6 +30,44 @@ def test_without_validation_queries_the_trained_model_is_taken_and_the_reason_sa
     found = choose_alpha({0.0: np.zeros(0), 1.0: np.zeros(0)})
     assert found.alpha == 1.0
     assert "untested" in found.reason
+
+
+def test_a_step_that_few_queries_cannot_tell_from_the_best_is_kept():
+    kept = KeptStep(lenient=True, patience=2)
+    assert kept.see(10, np.array([0.5, 0.9, 0.1, 0.6]))
+    assert kept.see(20, np.array([0.9, 0.5, 0.05, 0.6]))
+    assert (kept.step, kept.waited) == (20, 0)
+    assert kept.best == [0.5, 0.9, 0.1, 0.6]
+
+
+def test_steps_clearly_below_the_best_use_up_the_patience():
+    kept = KeptStep(lenient=True, patience=2)
+    best = np.linspace(0.4, 0.8, 40)
+    assert kept.see(10, best)
+    assert not kept.see(20, best - 0.1)
+    assert not kept.exhausted
+    assert not kept.see(30, best - 0.2)
+    assert (kept.step, kept.exhausted) == (10, True)
+
+
+def test_small_losses_do_not_add_up_unseen():
+    taken = np.zeros(30)
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        start = rng.uniform(0.2, 0.8, 60)
+        kept = KeptStep(lenient=True, patience=99)
+        kept.see(0, start)
+        for step in range(30):
+            taken[step] += kept.see(step, start - 0.005 * step + rng.normal(0, 0.1, 60))
+    assert taken[0] > 0.75 * 200
+    assert taken[20:].max() < 0.05 * 200
+
+
+def test_the_strict_rule_keeps_the_first_best_score():
+    kept = KeptStep(lenient=False, patience=3)
+    for step, score in enumerate([0.1, 0.5, 0.5, 0.4], 1):
+        kept.see(step, np.array([score, score]))
+    assert (kept.step, kept.score, kept.waited) == (2, 0.5, 2)
 
 
 def test_validation_ranks_judged_documents_and_the_nearest_ones_of_the_base_model():

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def train(
     model, *, stop_at=None, checkpoints=None, validate=None, micro_tokens=10**6, seed=42, frozen=2, **options
 ):
     config = FineTuningConfig(batch_size=8, learning_rate=1e-3, random_seed=seed, **options)
-    recipe = choose_recipe(config, 32, 4)
+    recipe = replace(choose_recipe(config, 32, 4), epochs=config.num_epochs, lenient=False)
     backbone = open_backbone(model, 512, low_precision=False)
     backbone.freeze(frozen, 10**8)
     objective = Ranking(
@@ -76,7 +77,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_model,
 def test_best_weights_and_patience_survive_a_resume(tiny_model, tmp_path):
     def falling(scores):
         remaining = list(scores)
-        return lambda weights: remaining.pop(0)
+        return lambda weights: np.array([remaining.pop(0)])
 
     with pytest.raises(Stopped):
         train(
@@ -130,7 +131,7 @@ def test_training_stops_when_patience_runs_out_and_restores_the_best_weights(tin
 
     def validate(weights):
         seen.append({name: weight.clone() for name, weight in weights.items()})
-        return [0.1, 0.5, 0.3, 0.2, 0.4, 0.6][len(seen) - 1]
+        return np.array([[0.1, 0.5, 0.3, 0.2, 0.4, 0.6][len(seen) - 1]])
 
     trained, _ = train(tiny_model, num_epochs=6, early_stopping_patience=3, validate=validate)
     assert (trained.stopped_early, trained.best_step, trained.steps) == (True, 8, 20)
@@ -139,7 +140,11 @@ def test_training_stops_when_patience_runs_out_and_restores_the_best_weights(tin
 
 def test_validation_happens_every_evaluation_steps_and_at_epoch_ends(tiny_model):
     trained, _ = train(
-        tiny_model, num_epochs=2, evaluation_steps=3, validate=lambda weights: 0.0, early_stopping_patience=99
+        tiny_model,
+        num_epochs=2,
+        evaluation_steps=3,
+        validate=lambda weights: np.zeros(3),
+        early_stopping_patience=99,
     )
     assert [entry.step for entry in trained.history] == [3, 4, 6, 8]
 
@@ -160,14 +165,16 @@ def test_a_cancelled_run_keeps_the_best_weights_so_far(tiny_model, tmp_path):
 
     def validate(weights):
         seen.append({name: weight.clone() for name, weight in weights.items()})
-        return [0.5, 0.1][len(seen) - 1]
+        return np.array([[0.5, 0.1][len(seen) - 1]])
 
     def cancelled(step):
         if step.step == 9:
             raise JobCancelled("stop")
 
     backbone = open_backbone(tiny_model, 512, low_precision=False)
-    recipe = choose_recipe(FineTuningConfig(batch_size=8, learning_rate=1e-3), 32, 4)
+    recipe = replace(
+        choose_recipe(FineTuningConfig(batch_size=8, learning_rate=1e-3), 32, 4), epochs=4, lenient=False
+    )
     trainer = FastTrainer(
         backbone,
         Ranking(ranking_examples(make_dataset(make_corpus()).pairs)[:32]),

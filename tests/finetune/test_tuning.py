@@ -1,14 +1,17 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 from tests.finetune.tiny import make_corpus, make_dataset
 
 from ragtune_mcp.core.dataset.pairs import Dataset
-from ragtune_mcp.core.errors import JobCancelled, NotEnoughData
+from ragtune_mcp.core.errors import JobCancelled, JobFailed, NotEnoughData
 from ragtune_mcp.core.finetune import backbone as backbone_module
+from ragtune_mcp.core.finetune import trainer as trainer_module
 from ragtune_mcp.core.finetune.base import BaseModel
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.parts import split_parts
@@ -126,6 +129,7 @@ def test_the_same_seed_gives_the_same_model_and_numbers(reference, tiny_model, t
         {"loss_function": "CosineSimilarityLoss"},
         {"loss_function": "TripletLoss"},
         {"loss_function": "CoSENTLoss"},
+        {"loss_function": "MultipleNegativesRankingLoss+CosineSimilarityLoss"},
         {"validation_split": 0.5},
         {"random_seed": 1},
     ],
@@ -146,7 +150,13 @@ def test_evaluation_steps_add_validations(reference, tiny_model, tmp_path):
 
 
 def test_patience_ends_training(tiny_model, tmp_path):
-    config = replace(QUICK, num_epochs=12, learning_rate=1e-8, early_stopping_patience=1)
+    config = replace(
+        QUICK,
+        loss_function="MultipleNegativesRankingLoss",
+        num_epochs=12,
+        learning_rate=1e-8,
+        early_stopping_patience=1,
+    )
     stopped, _ = run(tiny_model, tmp_path / "model", config)
     assert stopped.chosen["stopped_early"]
     patient, _ = run(tiny_model, tmp_path / "other", replace(config, early_stopping_patience=50))
@@ -179,9 +189,9 @@ def test_save_steps_writes_checkpoints_that_a_cancelled_run_resumes_from(referen
         )
     assert not (tmp_path / "model").exists()
     [saved] = folder.iterdir()
-    assert saved.stem == "step-00000006"
+    assert saved.stem == "step-00000008"
     result, events = run(tiny_model, tmp_path / "model", config, checkpoints=folder)
-    assert min(fields["step"] for _, _, fields in events if "loss" in fields) == 7
+    assert min(fields["step"] for _, _, fields in events if "loss" in fields) == 9
     assert same_weights(weights_of(result), weights_of(reference[0]))
 
 
@@ -196,6 +206,37 @@ def test_without_bfloat16_hardware_use_amp_changes_nothing(reference, tiny_model
     monkeypatch.setattr(backbone_module, "bf16_supported", lambda: False)
     result, _ = run(tiny_model, tmp_path / "model", replace(QUICK, use_amp=True))
     assert same_weights(weights_of(result), weights_of(reference[0]))
+
+
+def test_when_memory_is_short_a_batch_goes_in_parts_with_the_same_result(tiny_model, tmp_path, monkeypatch):
+    config = replace(QUICK, batch_size=64, num_epochs=2)
+    whole, _ = run(tiny_model, tmp_path / "whole", config)
+    planned = whole.chosen["memory"]
+
+    free = SimpleNamespace(available=planned["peak_bytes"] - 1)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    parts = []
+    cut = trainer_module._parts
+    monkeypatch.setattr(
+        trainer_module, "_parts", lambda lengths, limit: parts.append(cut(lengths, limit)) or parts[-1]
+    )
+    tight, _ = run(tiny_model, tmp_path / "tight", config)
+
+    assert tight.chosen["memory"]["part_tokens"] < planned["part_tokens"]
+    assert tight.chosen["memory"]["peak_bytes"] <= free.available
+    assert max(len(found) for found in parts) > 1
+    assert tight.chosen["steps"] == whole.chosen["steps"]
+    left, right = weights_of(whole), weights_of(tight)
+    for name in left:
+        np.testing.assert_allclose(left[name], right[name], atol=1e-4, err_msg=name)
+
+
+def test_a_run_that_does_not_fit_is_refused_before_it_starts(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 20))
+    with pytest.raises(JobFailed, match="GiB are free") as error:
+        run(tiny_model, tmp_path / "model")
+    assert "max_seq_length" in error.value.hint
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_when_no_candidate_beats_the_base_model_the_run_ends_with_a_block(tiny_model, tmp_path):
@@ -248,3 +289,8 @@ def test_other_architectures_are_trained_by_the_librarys_trainer(tiny_distil, tm
     assert same_weights(weights_of(again), weights_of(result))
     named, _ = run(tiny_distil, tmp_path / "named", replace(config, loss_function="CosineSimilarityLoss"))
     assert not same_weights(weights_of(named), weights_of(result))
+    several = replace(config, loss_function="MultipleNegativesRankingLoss+CosineSimilarityLoss")
+    both, events = run(tiny_distil, tmp_path / "both", several)
+    assert not same_weights(weights_of(both), weights_of(named))
+    assert both.chosen["steps"] > named.chosen["steps"]
+    assert sum("loss" in fields for _, _, fields in events) == both.chosen["steps"]

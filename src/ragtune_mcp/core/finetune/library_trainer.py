@@ -12,21 +12,19 @@ from typing import TYPE_CHECKING, Any
 from ragtune_mcp.core.finetune.backbone import LibraryBackbone
 from ragtune_mcp.core.finetune.config import TrainingMetrics
 from ragtune_mcp.core.finetune.examples import RankingExample
-from ragtune_mcp.core.finetune.objectives import library_loss
+from ragtune_mcp.core.finetune.objectives import Columns, library_loss
 from ragtune_mcp.core.finetune.recipe import Recipe
 from ragtune_mcp.core.finetune.trainer import Step, Trained, Validate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_RANKING_LOSS = "MultipleNegativesRankingLoss"
 _COLUMNS = ("anchor", "positive", "negative")
 
 
 def train_with_library(
     backbone: LibraryBackbone,
-    rows: Sequence[tuple[str, ...]],
-    labels: Sequence[float] | None,
+    tasks: Mapping[str, Columns],
     recipe: Recipe,
     *,
     validate: Validate | None,
@@ -37,10 +35,9 @@ def train_with_library(
 
     Args:
         backbone: holds the model; its base weights are put back afterwards.
-        rows: texts per example, one per column of the loss.
-        labels: labels where the loss takes any.
-        recipe: rate, epochs, batch size, seed; "ranking" becomes MultipleNegativesRankingLoss.
-        validate: score of weights, higher is better; None to keep the last weights.
+        tasks: loss -> its columns; with several the Trainer alternates between them, in proportion.
+        recipe: rate, epochs, batch size, seed.
+        validate: (n,) scores of weights, one per query, higher is better; None to keep the last weights.
         on_step: called after every step; may raise to stop.
         checkpoints: the Trainer's own checkpoints are written and resumed here; None for neither.
 
@@ -49,16 +46,18 @@ def train_with_library(
     """
     from sentence_transformers import SentenceTransformerTrainer
 
-    name = _RANKING_LOSS if recipe.loss == "ranking" else recipe.loss
-    watcher = _watcher(backbone, recipe, len(rows), validate, on_step)
+    steps = sum(math.ceil(len(columns.rows) / recipe.batch_size) for columns in tasks.values())
+    watcher = _watcher(backbone, recipe, steps, validate, on_step)
+    datasets = {name: _dataset(columns) for name, columns in tasks.items()}
+    losses = {name: library_loss(name, backbone.model) for name in tasks}
     with TemporaryDirectory() as scratch:
         trainer = SentenceTransformerTrainer(
             model=backbone.model,
             args=_arguments(
                 recipe, checkpoints or Path(scratch), backbone.low_precision, save=checkpoints is not None
             ),
-            train_dataset=_dataset(rows, labels),
-            loss=library_loss(name, backbone.model),
+            train_dataset=datasets if len(tasks) > 1 else next(iter(datasets.values())),
+            loss=losses if len(tasks) > 1 else next(iter(losses.values())),
             callbacks=[watcher],
         )
         resume = checkpoints is not None and any(checkpoints.glob("checkpoint-*"))
@@ -73,24 +72,28 @@ def train_with_library(
         watcher.best or last,
         history,
         watcher.step,
-        watcher.best_step or watcher.step,
-        watcher.best_score,
+        watcher.kept.step or watcher.step,
+        watcher.kept.score,
         history[-1].train_loss if history else math.nan,
         watcher.stopped_early,
     )
 
 
-def ranking_columns(examples: Sequence[RankingExample]) -> list[tuple[str, ...]]:
-    """(anchor, positive, negatives...) with equally many negatives per row, as the library's loss wants
-    them.
+def ranking_task(examples: Sequence[RankingExample]) -> dict[str, Columns]:
+    """The recipe's objective for the library: (anchor, positive, negatives...) with equally many negatives
+    per row.
     """
     count = min((len(example.negatives) for example in examples), default=0)
-    return [(example.query, example.positive, *example.negatives[:count]) for example in examples]
+    rows: list[tuple[str, ...]] = [
+        (example.query, example.positive, *example.negatives[:count]) for example in examples
+    ]
+    return {"MultipleNegativesRankingLoss": Columns(rows, None)}
 
 
-def _dataset(rows: Sequence[tuple[str, ...]], labels: Sequence[float] | None) -> Any:
+def _dataset(task: Columns) -> Any:
     from datasets import Dataset
 
+    rows, labels = task
     width = len(rows[0])
     names = [*_COLUMNS[:2], *(f"{_COLUMNS[2]}_{index}" for index in range(1, width - 1))][:width]
     columns: dict[str, list[Any]] = {
@@ -130,24 +133,20 @@ def _arguments(recipe: Recipe, folder: Path, low_precision: bool, *, save: bool)
 def _watcher(
     backbone: LibraryBackbone,
     recipe: Recipe,
-    examples: int,
+    per_epoch: int,
     validate: Validate | None,
     on_step: Callable[[Step], None],
 ) -> Any:
     """A Trainer callback: progress, validation, best weights, patience."""
     from transformers import TrainerCallback
 
-    per_epoch = math.ceil(examples / recipe.batch_size)
-
     class Watcher(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
             self.history: list[TrainingMetrics] = []
             self.best: Mapping[str, Tensor] | None = None
-            self.best_step = 0
-            self.best_score: float | None = None
+            self.kept = recipe.kept_step()
             self.step = 0
             self.stopped_early = False
-            self._waited = 0
             self._started = time.monotonic()
             self._losses: list[float] = []
 
@@ -166,7 +165,8 @@ def _watcher(
 
         def _validate(self, rate: float) -> None:
             weights = backbone.weights()
-            score = validate(weights) if validate else None
+            scores = validate(weights) if validate else None
+            score = None if scores is None else float(scores.mean())
             if validate:
                 backbone.load(weights)
                 backbone.model.train()
@@ -176,12 +176,10 @@ def _watcher(
             self.history.append(
                 TrainingMetrics(self.step, round(self.step / per_epoch, 4), loss, rate, score, elapsed)
             )
-            if score is None:
+            if scores is None:
                 return
-            if self.best_score is None or score > self.best_score:
-                self.best, self.best_score, self.best_step, self._waited = weights, score, self.step, 0
-            else:
-                self._waited += 1
-                self.stopped_early = self._waited >= recipe.patience
+            if self.kept.see(self.step, scores):
+                self.best = weights
+            self.stopped_early = self.kept.exhausted
 
     return Watcher()

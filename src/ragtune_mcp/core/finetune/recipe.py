@@ -6,10 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ragtune_mcp.core.finetune.config import FineTuningConfig
+from ragtune_mcp.core.finetune.selection import KeptStep
 
 _LEARNING_RATE = 5e-5
 _WARMUP_SHARE = 0.1
 _NEGATIVES = 4
+# Few ratings are read more often, or the weights hardly move; more often than this only repeats them.
+_LEAST_STEPS = 48
+_MOST_EPOCHS = 12
 _MARGIN = 0.05
 _ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -26,6 +30,7 @@ class Recipe:
         margin: relative margin of the mining filter.
         scale: inverse temperature of the ranking objective.
         alphas: interpolation weights between base (0) and trained (1) tried on validation.
+        lenient: keep a later step unless validation tells it apart from the best one; see `KeptStep`.
         reasons: one sentence per choice.
     """
 
@@ -42,8 +47,13 @@ class Recipe:
     evaluation_steps: int
     save_steps: int
     patience: int
+    lenient: bool
     seed: int
     reasons: tuple[str, ...] = ()
+
+    def kept_step(self) -> KeptStep:
+        """What decides which step's weights are kept."""
+        return KeptStep(lenient=self.lenient, patience=self.patience)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
@@ -82,6 +92,7 @@ def _literal(config: FineTuningConfig) -> Recipe:
         evaluation_steps=config.evaluation_steps,
         save_steps=config.save_steps,
         patience=config.early_stopping_patience,
+        lenient=False,
         seed=config.random_seed,
         reasons=(
             f"loss_function={config.loss_function}: every setting is taken as given, all layers train.",
@@ -96,7 +107,15 @@ def _auto(config: FineTuningConfig, positives: int, layers: int) -> Recipe:
         f"and {_NEGATIVES} mined ones."
     ]
     learning_rate = config.learning_rate if "learning_rate" in explicit else _LEARNING_RATE
-    steps = -(-positives // config.batch_size) * config.num_epochs
+    per_epoch = max(1, -(-positives // config.batch_size))
+    epochs = config.num_epochs
+    if "num_epochs" not in explicit:
+        epochs = min(max(epochs, -(-_LEAST_STEPS // per_epoch)), _MOST_EPOCHS)
+        if epochs > config.num_epochs:
+            reasons.append(
+                f"{epochs} epochs: {config.num_epochs} would be only {per_epoch * config.num_epochs} steps."
+            )
+    steps = per_epoch * epochs
     warmup = config.warmup_steps if "warmup_steps" in explicit else round(_WARMUP_SHARE * steps)
     kept = sorted(explicit & {"learning_rate", "warmup_steps", "batch_size", "num_epochs"})
     if kept:
@@ -109,7 +128,7 @@ def _auto(config: FineTuningConfig, positives: int, layers: int) -> Recipe:
     return Recipe(
         loss="ranking",
         batch_size=config.batch_size,
-        epochs=config.num_epochs,
+        epochs=epochs,
         learning_rate=learning_rate,
         warmup_steps=warmup,
         frozen_layers=frozen,
@@ -120,6 +139,7 @@ def _auto(config: FineTuningConfig, positives: int, layers: int) -> Recipe:
         evaluation_steps=config.evaluation_steps,
         save_steps=config.save_steps,
         patience=config.early_stopping_patience,
+        lenient=True,
         seed=config.random_seed,
         reasons=tuple(reasons),
     )

@@ -1,9 +1,12 @@
-"""Which candidate to keep: every one is scored on held-out feedback, the base model always among them."""
+"""Which candidate to keep: every one is scored on held-out feedback, the base model always among them.
+
+Two choices: the training step (`KeptStep`), and the interpolation with the base model (`choose_alpha`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +61,50 @@ class ValidationSet:
                 for query, row in zip(self.queries, ranked, strict=True)
             ]
         )
+
+
+@dataclass(slots=True)
+class KeptStep:
+    """The training step whose weights are kept, as validations come in.
+
+    Attributes:
+        lenient: keep a later step unless it scores more than two standard errors of the paired difference
+            below the best one, so that a handful of validation queries does not undo training. False keeps
+            the best score.
+        patience: validations in a row without a step to keep after which training stops.
+        step: the step kept; 0 before the first validation.
+        score: its mean score; None before the first validation.
+        waited: validations since.
+        best: (n,) scores of the step with the best mean.
+    """
+
+    lenient: bool
+    patience: int
+    step: int = 0
+    score: float | None = None
+    waited: int = 0
+    best: list[float] = field(default_factory=list)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience ran out."""
+        return self.waited >= self.patience
+
+    def see(self, step: int, scores: np.ndarray) -> bool:
+        """Take note of a validation, (n,) scores of the same queries each time; whether to keep this step."""
+        difference = scores - np.array(self.best) if self.best else np.full(len(scores), np.inf)
+        better = bool(difference.mean() > 0)
+        if better:
+            self.best = [float(score) for score in scores]
+        if better or (self.lenient and difference.mean() >= -2 * _standard_error(difference)):
+            self.step, self.score, self.waited = step, float(scores.mean()), 0
+            return True
+        self.waited += 1
+        return False
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
 
 
 @dataclass(frozen=True, slots=True)

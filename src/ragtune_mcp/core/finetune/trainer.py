@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +22,14 @@ from ragtune_mcp.core.finetune.checkpoint import Checkpoint, load_checkpoint, sa
 from ragtune_mcp.core.finetune.config import TrainingMetrics
 from ragtune_mcp.core.finetune.objectives import Batch, Objective
 from ragtune_mcp.core.finetune.recipe import Recipe
+from ragtune_mcp.core.finetune.selection import KeptStep
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-Validate = Callable[[Mapping[str, "Tensor"]], float]
+Validate = Callable[[Mapping[str, "Tensor"]], np.ndarray]
 _GRADIENT_NORM = 1.0
 
 
@@ -67,10 +68,8 @@ class Trained:
 class _Run:
     """Counters that a checkpoint carries."""
 
+    kept: KeptStep
     step: int = 0
-    best_step: int = 0
-    best_score: float | None = None
-    waited: int = 0
     losses: list[float] = field(default_factory=list)
     history: list[TrainingMetrics] = field(default_factory=list)
     stopped_early: bool = False
@@ -112,7 +111,8 @@ class FastTrainer:
         """Train to the end, or until patience runs out.
 
         Args:
-            validate: score of trainable weights, higher is better; None to keep the last weights.
+            validate: (n,) scores of trainable weights, one per query, higher is better; None to keep the last
+                weights.
             on_step: called after every step; may raise to stop. JobCancelled keeps the state in a checkpoint,
                 the best weights so far among it.
             checkpoints: where to save and resume; None for neither.
@@ -121,7 +121,8 @@ class FastTrainer:
             The best weights and the history.
         """
         fingerprint = self._fingerprint()
-        run = self._resume(checkpoints, fingerprint) if checkpoints else _Run()
+        fresh = _Run(self._recipe.kept_step())
+        run = (self._resume(checkpoints, fingerprint) if checkpoints else None) or fresh
         started = time.monotonic() - run.elapsed_s
         while run.step < self.steps and not run.stopped_early:
             batch = self._batch(run.step)
@@ -147,8 +148,8 @@ class FastTrainer:
             weights,
             run.history,
             run.step,
-            run.best_step or run.step,
-            run.best_score,
+            run.kept.step or run.step,
+            run.kept.score,
             run.history[-1].train_loss if run.history else math.nan,
             run.stopped_early,
         )
@@ -187,7 +188,7 @@ class FastTrainer:
         return float(loss.detach())
 
     def _validate(self, run: _Run, validate: Validate | None) -> None:
-        score = (
+        scores = (
             validate({name: weight.detach() for name, weight in self._weights.items()}) if validate else None
         )
         run.history.append(
@@ -196,19 +197,16 @@ class FastTrainer:
                 epoch=round(run.step / self._per_epoch, 4),
                 train_loss=float(np.mean(run.losses)),
                 learning_rate=self._optimizer.param_groups[0]["lr"],
-                eval_score=score,
+                eval_score=None if scores is None else float(scores.mean()),
                 elapsed_s=round(run.elapsed_s, 2),
             )
         )
         run.losses.clear()
-        if score is None:
+        if scores is None:
             return
-        if run.best_score is None or score > run.best_score:
-            run.best_score, run.best_step, run.waited = score, run.step, 0
+        if run.kept.see(run.step, scores):
             self._best = self._snapshot()
-        else:
-            run.waited += 1
-            run.stopped_early = run.waited >= self._recipe.patience
+        run.stopped_early = run.kept.exhausted
 
     def _snapshot(self) -> dict[str, Tensor]:
         return {name: weight.detach().clone() for name, weight in self._weights.items()}
@@ -234,9 +232,7 @@ class FastTrainer:
         }
         state = {
             "step": run.step,
-            "best_step": run.best_step,
-            "best_score": run.best_score,
-            "waited": run.waited,
+            "kept": asdict(run.kept),
             "losses": run.losses,
             "history": [entry.to_dict() for entry in run.history],
             "stopped_early": run.stopped_early,
@@ -244,14 +240,15 @@ class FastTrainer:
         }
         save_checkpoint(folder, run.step, fingerprint, Checkpoint(tensors, state))
 
-    def _resume(self, folder: Path, fingerprint: str) -> _Run:
+    def _resume(self, folder: Path, fingerprint: str) -> _Run | None:
         import torch
 
         found = load_checkpoint(folder, fingerprint)
         if found is None:
-            return _Run()
+            return None
         state = dict(found.state)
         state["history"] = [TrainingMetrics(**entry) for entry in state["history"]]
+        state["kept"] = KeptStep(**state["kept"])
         with torch.no_grad():
             for name, weight in self._weights.items():
                 weight.copy_(found.tensors["weights"][name])

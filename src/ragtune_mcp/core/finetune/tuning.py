@@ -28,10 +28,10 @@ from ragtune_mcp.core.finetune.gate import (
     neighbour_agreement,
     probe_correlation,
 )
-from ragtune_mcp.core.finetune.library_trainer import ranking_columns, train_with_library
+from ragtune_mcp.core.finetune.library_trainer import ranking_task, train_with_library
 from ragtune_mcp.core.finetune.memory import MemoryPlan, plan_memory
 from ragtune_mcp.core.finetune.mining import mine_negatives
-from ragtune_mcp.core.finetune.objectives import LibraryLoss, Objective, Ranking, columns_for
+from ragtune_mcp.core.finetune.objectives import Objective, Ranking, objective_for, tasks_for
 from ragtune_mcp.core.finetune.parts import document_ids, split_parts
 from ragtune_mcp.core.finetune.progress import Progress, Report
 from ragtune_mcp.core.finetune.recipe import choose_recipe
@@ -227,7 +227,10 @@ class _Run:
         layers = self._backbone.layers or 1
         if isinstance(self._backbone, FastBackbone):
             # Texts that are read in every epoch come first, should the memory bound not hold them all.
-            self._backbone.keep([text for pair in self._parts.train for text in (pair.query, pair.document)])
+            self._backbone.keep(
+                [text for pair in self._parts.train for text in (pair.query, pair.document)],
+                lambda _: self._progress.advance(0),
+            )
         documents = self._backbone.encode(
             self._texts, tick=lambda tokens: self._progress.advance(tokens * layers)
         )
@@ -252,9 +255,7 @@ class _Run:
     def _train(self, documents: np.ndarray, validation: ValidationSet, checkpoints: Path | None) -> Trained:
         recipe = self._recipe
         upper, encode = self._upper, self._scoring()
-        validate = (
-            (lambda weights: float(validation.score(encode, weights).mean())) if len(validation) else None
-        )
+        validate = (lambda weights: validation.score(encode, weights)) if len(validation) else None
 
         def on_step(step: Step) -> None:
             self._progress.advance(
@@ -270,15 +271,14 @@ class _Run:
             examples = self._mined(documents)
         self._progress.start("training")
         if isinstance(self._backbone, LibraryBackbone):
-            rows, labels = (
-                (ranking_columns(examples), None)
+            tasks = (
+                ranking_task(examples)
                 if recipe.loss == "ranking"
-                else columns_for(recipe.loss, self._parts.train, recipe.seed)
+                else tasks_for(recipe.loss, self._parts.train, recipe.seed)
             )
             return train_with_library(
                 self._backbone,
-                rows,
-                labels,
+                tasks,
                 recipe,
                 validate=validate,
                 on_step=on_step,
@@ -287,7 +287,7 @@ class _Run:
         objective: Objective = (
             Ranking(examples, scale=recipe.scale)
             if recipe.loss == "ranking"
-            else LibraryLoss(recipe.loss, *columns_for(recipe.loss, self._parts.train, recipe.seed))
+            else objective_for(tasks_for(recipe.loss, self._parts.train, recipe.seed))
         )
         assert self._memory is not None
         trainer = FastTrainer(self._backbone, objective, recipe, micro_tokens=self._memory.part_tokens)
