@@ -36,6 +36,19 @@ def test_the_effect_its_band_and_both_means_are_drawn(world):
     assert f"test {reading.test_metrics['avg_response_quality']:.2f}" in words(tree)
 
 
+def test_the_picture_ends_where_the_results_stand(world):
+    world.start()
+    world.rate_by_arm(83, 3, 4)  # between two points of the trajectory
+    assert "n = 83" in words(drawn(world))
+
+
+def test_the_axes_carry_round_numbers(world):
+    world.start()
+    world.rate_by_arm(80, 3, 4)
+    said = words(drawn(world)).split()
+    assert {"1", "2", "3", "4", "5", "20", "40", "60", "80"} <= set(said)
+
+
 def test_every_point_lies_inside_the_picture(world):
     world.start()
     world.rate_by_arm(60, 1, 5)

@@ -69,7 +69,10 @@ class Settings(BaseSettings):
     )
 
     # A/B testing
-    ab_testing_enabled: bool = Field(True, description="`false`: `start_ab_test` refuses.")
+    ab_testing_enabled: bool = Field(
+        True,
+        description="`false`: `start_ab_test` refuses, a running test ends, the serving version answers all.",
+    )
     ab_test_duration_hours: float = Field(24, gt=0, le=24 * 365, description="How long a test runs.")
     ab_test_traffic_split: float = Field(0.5, gt=0, lt=1, description="Share of searches for the test model.")
     ab_test_significance_level: float = Field(

@@ -134,11 +134,15 @@ class MetricEvidence:
             start = stop
 
     def _add_point(self, *, is_due: bool) -> None:
-        if is_due and self.candidates:
-            baseline, test = self.frozen
-            self.points.append(
-                Point(baseline.n + test.n, baseline, test, self.candidates.low, self.candidates.high)
-            )
+        if is_due:
+            self.points.append(self.present)
+
+    @property
+    def present(self) -> Point:
+        """The state after the last unit; for a metric with an interval."""
+        baseline, test = self.frozen
+        low, high = (self.candidates.low, self.candidates.high) if self.candidates else (math.nan, math.nan)
+        return Point(baseline.n + test.n, baseline, test, low, high)
 
     def totals(self) -> tuple[JointMoments, JointMoments]:
         """(baseline, test) moments over all phases."""
@@ -210,9 +214,13 @@ class CreditEvidence:
             self.sup_harm = max(self.sup_harm, float(path[-1, 1]))
         add_credits(self.candidates, np.array([credit]))
         if is_point:
-            self.points.append(
-                Point(n, Moments(n, 0.0, 0.0), self.credits, self.candidates.low, self.candidates.high)
-            )
+            self.points.append(self.present)
+
+    @property
+    def present(self) -> Point:
+        """The state after the last credit."""
+        n = self.credits.n
+        return Point(n, Moments(n, 0.0, 0.0), self.credits, self.candidates.low, self.candidates.high)
 
     def to_state(self) -> dict[str, Any]:
         """Plain numbers, exact under JSON."""
@@ -272,6 +280,13 @@ class Evidence:
     def points(self) -> list[Point]:
         """The trajectory of the effect."""
         return self.credit.points if self.is_interleaved else self.metrics[self.primary].points
+
+    @property
+    def present(self) -> Point:
+        """Where the trajectory stands after the last unit."""
+        if self.is_interleaved:
+            return self.credit.present
+        return self.metrics[self.primary].present
 
     def add_exposures(self, events: Iterable[ExposureEvent]) -> None:
         """Count exposures in order."""

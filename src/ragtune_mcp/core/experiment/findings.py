@@ -101,9 +101,9 @@ def remaining_text(trial: Trial, found: Findings, now: datetime) -> str:
     hours = max(0.0, (trial.ends_at - now).total_seconds() / 3600.0)
     need = found.need
     if trial.mode == "interleave":
-        ratings = f"about {need['baseline']} more rated queries"
+        ratings = f"{need['baseline']} more rated queries"
     else:
-        ratings = f"about {need['baseline']} baseline and {need['test']} test ratings more"
+        ratings = f"{need['baseline']} baseline and {need['test']} test ratings more"
     return f"{hours:.1f} h left; {ratings} for 80 % power at {found.metric.reference_effect:g}"
 
 

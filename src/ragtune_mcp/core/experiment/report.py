@@ -72,7 +72,7 @@ class AbReport:
             trial = self._trials.get(row["test_id"]) if row else None
             if trial is None or final_decision(conn, trial.test_id) is not None:
                 return None
-            if not trial.is_running and now <= trial.grace_ends_at:
+            if trial.ended_as_planned and now <= trial.grace_ends_at:
                 return None
             return self._read(trial, settled_before=now - EDIT_WINDOW if trial.is_running else None)
 
@@ -159,7 +159,7 @@ def _results(trial: Trial, found: Findings, decision: Decision, replayed: dict[s
         secondary=found.secondary,
         health=found.health,
         recommendation=str(decision.recommendation),
-        reasons=decision.reasons,
+        reasons=(*decision.reasons, *_why_stopped(trial)),
         warnings=found.warnings,
         next_step=_next_step(trial, decision),
         need=found.need if trial.is_running else {},
@@ -170,6 +170,10 @@ def _results(trial: Trial, found: Findings, decision: Decision, replayed: dict[s
         estimated_end_time=trial.ends_at,
         ended_at=trial.ended_at,
     )
+
+
+def _why_stopped(trial: Trial) -> tuple[str, ...]:
+    return (f"stopped: {trial.end_reason}",) if trial.status == "stopped" else ()
 
 
 def _next_step(trial: Trial, decision: Decision) -> str:
@@ -183,7 +187,7 @@ def _next_step(trial: Trial, decision: Decision) -> str:
     return {
         Recommendation.DEPLOY: f"promote_model(version={trial.test_version!r})",
         Recommendation.KEEP: "Keep the baseline; train again with the feedback collected since.",
-        Recommendation.CONTINUE: "Go on searching and rating; read ab_results whenever you like.",
+        Recommendation.CONTINUE: "Go on searching and rating.",
         Recommendation.INCONCLUSIVE: "Start a longer test, or rate more of the results.",
         Recommendation.INVESTIGATE: f"stop_ab_test(test_id={trial.test_id!r}) and find what is broken.",
     }[decision.recommendation]

@@ -20,6 +20,7 @@ from ragtune_mcp.core.workspace import new_id
 Status = Literal["active", "ramping", "completed", "stopped"]
 
 LARGE_EFFECT = 0.5
+SWITCHED_OFF = "A/B testing was switched off by AB_TESTING_ENABLED=false"
 _GRACE_SHARE = 0.1
 _DAY_S = 86_400.0
 
@@ -122,11 +123,15 @@ class TrialStore:
 
     Args:
         db: the workspace's database.
+        is_enabled: False ends whatever runs at the next look, so that the serving version answers everything.
         clock: the present moment; tests and the demo move it.
     """
 
-    def __init__(self, db: Database, *, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self, db: Database, *, is_enabled: bool = True, clock: Callable[[], datetime] = utc_now
+    ) -> None:
         self._db = db
+        self._is_enabled = is_enabled
         self._clock = clock
 
     def start(
@@ -273,12 +278,14 @@ class TrialStore:
                 "A test is stopped with a reason, got ''.", hint="Say why; it is kept with the test."
             )
         with self._db.transaction() as conn:
-            trial = self.get(test_id)
-            if trial.status == "ramping":
-                end_ramp(conn, trial, "ramp_stopped")
-            elif trial.is_running:
-                end_trial(conn, trial, "stopped", self._clock(), reason)
+            self._halt(conn, self.get(test_id), reason)
         return self.get(test_id)
+
+    def _halt(self, conn: sqlite3.Connection, trial: Trial, reason: str) -> None:
+        if trial.status == "ramping":
+            end_ramp(conn, trial, "ramp_stopped")
+        elif trial.is_running:
+            end_trial(conn, trial, "stopped", self._clock(), reason)
 
     def _refuse_second(self) -> None:
         running = self.active()
@@ -290,10 +297,15 @@ class TrialStore:
             )
 
     def _ended_if_due(self, trial: Trial) -> Trial:
-        if trial.status != "active" or self._clock() < trial.ends_at:
+        is_due = trial.status == "active" and self._clock() >= trial.ends_at
+        is_halted = trial.is_running and not self._is_enabled
+        if not (is_due or is_halted):
             return trial
         with self._db.transaction() as conn:
-            end_trial(conn, trial, "completed", trial.ends_at, "planned_end")
+            if is_due:
+                end_trial(conn, trial, "completed", trial.ends_at, "planned_end")
+            else:
+                self._halt(conn, trial, SWITCHED_OFF)
             row = conn.execute(_SELECT + " WHERE t.test_id = ?", (trial.test_id,)).fetchone()
         return _trial(row)
 

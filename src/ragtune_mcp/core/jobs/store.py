@@ -197,6 +197,12 @@ class JobStore:
         query = "SELECT * FROM jobs ORDER BY created_at DESC, job_id DESC LIMIT ?"
         return tuple(job_from_row(row, ()) for row in self.db.connection.execute(query, (limit,)))
 
+    def unfinished(self) -> tuple[Job, ...]:
+        """Every job that is not done, newest first, without events, after `reconcile`."""
+        self.reconcile()
+        query = "SELECT * FROM jobs WHERE finished_at IS NULL ORDER BY created_at DESC, job_id DESC"
+        return tuple(job_from_row(row, ()) for row in self.db.connection.execute(query))
+
     def wait(self, job_id: str, wait_s: float) -> Job:
         """Block until the job's status changes, it has ended, or `wait_s` seconds have passed."""
         deadline = time.monotonic() + wait_s

@@ -105,7 +105,7 @@ class ModelVerbs(RetrievalVerbs):
             version=self._version(),
             champion=self.registry.alias("champion"),
             documents=self.documents.count(),
-            running_jobs=[job.job_id for job in self.jobs.list(20) if job.status in ("queued", "running")],
+            running_jobs=[job.job_id for job in self.jobs.unfinished()],
             active_test=trial.test_id if trial else None,
             outbox_pending=self.outbox.pending(),
             outbox_error=self.outbox.last_error(),

@@ -264,7 +264,7 @@ def _result(reading: Reading) -> AbResults:
         p_value_valid=reading.p_value_valid,
         p_anytime=_short(reading.p_anytime),
         effect={name: _short(getattr(effect, name)) for name in effect.__slots__},
-        srm=_short(reading.srm),
+        srm=_short({name: reading.srm[name] for name in ("p", "alarm")}),
         guardrails=dict(reading.guardrails),
         health={"feedback_rate": _short(reading.health["feedback_rate"]), **reading.tallies},
         recommendation=cast(Recommendation, reading.recommendation),
@@ -276,9 +276,9 @@ def _result(reading: Reading) -> AbResults:
 
 
 def _short(value: Any) -> Any:
-    """Floats to 4 significant digits, also inside mappings and pairs: a report is read, not computed with."""
+    """Floats to 3 significant digits, also inside mappings and pairs: a report is read, not computed with."""
     if isinstance(value, float):
-        return float(f"{value:.4g}")
+        return float(f"{value:.3g}")
     if isinstance(value, Mapping):
         return {name: _short(entry) for name, entry in value.items()}
     if isinstance(value, tuple):

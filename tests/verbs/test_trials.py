@@ -1,0 +1,84 @@
+"""A test seen through the verbs: what is told to ConPort and kept for people, and the switch that ends it."""
+
+import json
+
+import pytest
+from tests.experiment.support import FakeHit
+from tests.verbs.support import BASE, in_conport, opened
+
+from ragtune_mcp.core.experiment.serving import SearchService
+
+
+@pytest.fixture
+def app(tmp_path):
+    app = opened(tmp_path)
+    yield app
+    app.close()
+
+
+def running(app, ratings=0, **plan):
+    """A running test between two versions that answer from a table, with some ratings."""
+    trial = app.trials.start(BASE, "one", **plan)
+    hits = [FakeHit(f"d{i}", "text", "s", i, 1.0) for i in (1, 2, 3)]
+    service = SearchService(app.db, app.trials, lambda *_: hits, lambda: BASE)
+    for i in range(ratings):
+        served = service.search(f"question {i}")
+        app.outcomes.record(served.query_id, 3 + i % 3, {"d1": 1 + i % 5}, 4)
+    return trial
+
+
+def test_switched_off_a_running_test_ends_and_the_serving_version_answers(app, tmp_path, monkeypatch):
+    trial = running(app)
+    monkeypatch.setenv("AB_TESTING_ENABLED", "false")
+    other = opened(tmp_path)
+    assert other.status().active_test is None
+    reading = other.ab_results()
+    assert (reading.test_id, reading.status, reading.recommendation) == (
+        trial.test_id,
+        "stopped",
+        "inconclusive",
+    )
+    assert any("AB_TESTING_ENABLED=false" in reason for reason in reading.reasons)
+    other.close()
+    assert app.trials.active() is None  # also for a process that still has it switched on
+    assert app.ab_results().status == "stopped"
+
+
+def test_switched_off_a_ramp_ends_with_the_winner_answering_everyone(app, tmp_path, monkeypatch):
+    trial = running(app)
+    with app.db.transaction() as conn:
+        conn.execute("UPDATE trials SET status = 'ramping', ramp_phase = 0")
+    monkeypatch.setenv("AB_TESTING_ENABLED", "false")
+    other = opened(tmp_path)
+    assert other.trials.active() is None
+    assert other.trials.get(trial.test_id).ramp_result == "ramp_stopped"
+    other.close()
+
+
+def test_a_stopped_test_is_told_to_conport_and_leaves_its_page_without_anyone_reading_it(app):
+    trial = running(app, 12)
+    app.trials.stop(trial.test_id, "enough seen")
+    app.watch_test()
+    told = in_conport(app, "ABTests")[trial.test_id]
+    assert (told["status"], told["recommendation"]) == ("stopped", "inconclusive")
+    page = (app.workspace.reports / f"{trial.test_id}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# A/B test {trial.test_id}: inconclusive")
+    assert "stopped: enough seen" in page
+
+
+def test_the_results_of_a_running_test_are_short_enough_to_be_read_after_every_rating(app):
+    running(app, 90)
+    told = app.ab_results().model_dump(mode="json")
+    assert {"recommendation", "p_anytime", "needed"} <= set(told)
+    assert len(json.dumps(told, separators=(",", ":"))) < 950
+
+
+def test_the_status_names_every_job_that_is_not_done(app):
+    with app.db.transaction() as conn:
+        for i in range(30):
+            conn.execute(
+                "INSERT INTO jobs (job_id, kind, status, spec, created_at, queued_at, finished_at)"
+                " VALUES (?1, 'export', ?2, '{}', ?3, ?3, ?4)",
+                (f"ex_{i:02}", "completed" if i else "queued", f"2026-01-01T00:00:{i:02}.000000Z", i or None),
+            )
+    assert app.status().running_jobs == ["ex_00"]
