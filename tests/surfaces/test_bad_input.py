@@ -57,7 +57,10 @@ CASES = [
     ("start_finetune", {"dataset_id": "t", "config": {"epochs": 3}}, {}, "invalid_input", "epochs"),
     ("start_finetune", {"dataset_id": "t", "config": {"loss_function": "Nope"}}, {}, "invalid_input", "Nope"),
     ("job_status", {"job_id": "a", "wait_s": 31}, {}, "invalid_input", "31"),
+    ("start_ab_test", {"traffic_split": 0}, {}, "invalid_input", "traffic_split = 0"),
+    ("start_ab_test", {"traffic_split": 1}, {}, "invalid_input", "traffic_split = 1"),
     ("start_ab_test", {"traffic_split": 1.5}, {}, "invalid_input", "1.5"),
+    ("start_ab_test", {"duration_hours": 0}, {}, "invalid_input", "duration_hours = 0"),
     ("start_ab_test", {"duration_hours": -1}, {}, "invalid_input", "-1"),
     ("start_ab_test", {"mode": "both"}, {}, "invalid_input", "both"),
     ("start_ab_test", {"metrics": ["clicks"]}, {}, "invalid_input", "clicks"),
@@ -126,6 +129,13 @@ CASES = [
         "other",
     ),
     ("start_ab_test", {"test_model": BASE}, {}, "invalid_input", BASE),
+    (
+        "start_ab_test",
+        {"baseline_model": BLOCKED, "test_model": BLOCKED, "force": True, "reason": "x"},
+        {},
+        "invalid_input",
+        BLOCKED,
+    ),
     ("start_ab_test", {"test_model": BLOCKED}, {}, "gate_blocked", BLOCKED),
     ("start_ab_test", {"test_model": BLOCKED, "force": True}, {}, "invalid_input", "force"),
     ("start_ab_test", {}, {}, "invalid_input", "test_model"),
@@ -257,6 +267,49 @@ async def test_an_empty_workspace_says_what_comes_first(core, tool, arguments, c
     text = await refusal(core, tool, arguments)
     assert text.startswith(f"[{code}] ")
     assert repeated in text.split(" Hint: ", 1)[0]
+
+
+async def test_a_second_test_is_refused_by_the_name_of_the_first(core):
+    prepare(core)
+    register(core, "two")
+    running = core.trials.start(BASE, "two")
+    text = await refusal(core, "start_ab_test", {"test_model": "two"})
+    assert text.startswith("[test_running] ")
+    message, hint = text.split(" Hint: ", 1)
+    assert running.test_id in message
+    assert "stop_ab_test" in hint
+
+
+async def test_a_version_whose_files_changed_is_not_tested(core):
+    prepare(core)
+    folder = register(core, "changed")
+    (folder / "model.safetensors").write_bytes(b"something else")
+    text = await refusal(core, "start_ab_test", {"test_model": "changed"})
+    assert text.startswith("[digest_mismatch] ")
+    assert "model.safetensors" in text
+    assert " Hint: " in text
+
+
+async def test_a_version_without_an_index_is_not_tested_before_its_job_is_done(core):
+    prepare(core)
+    register(core, "fresh")
+    async with Client(create_server(core=core)[0], mode="legacy") as session:
+        answer = await session.call_tool("start_ab_test", {"test_model": "fresh"})
+    assert answer.is_error
+    text = answer.content[0].text
+    assert text.startswith("[not_ready] ")
+    (job,) = core.jobs.unfinished()
+    assert job.job_id in text
+    assert core.trials.active() is None
+
+
+def register(core: RagTune, version: str):
+    """A version that its gate passed; returns its folder."""
+    folder = core.workspace.root / "fine_tuned_models" / version
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(version.encode())
+    core.registry.register(version, folder, base_model=BASE, gate={"verdict": "pass"})
+    return folder
 
 
 def test_every_tool_has_bad_input_cases():

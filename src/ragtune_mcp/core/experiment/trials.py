@@ -177,14 +177,14 @@ class TrialStore:
         names = check_metrics(metrics)
         check_plan(baseline_version, test_version, split, duration_hours, mode, alpha, stop_rule)
         check_gate(test_version, gate or {}, force_reason)
-        self._refuse_second()
+        self.refuse_second()
         for version in (baseline_version, test_version):
             if verify is not None:
                 verify(version)
         now = self._clock()
         test_id = new_id("ab", now)
         with self._db.transaction() as conn:
-            self._refuse_second()
+            self.refuse_second()
             is_interleaved = mode == "interleave"
             traffic = self.traffic(CREDIT if is_interleaved else METRICS[names[0]])
             effect = expected_effect(traffic, duration_hours, split, alpha, is_interleaved=is_interleaved)
@@ -287,7 +287,8 @@ class TrialStore:
         elif trial.is_running:
             end_trial(conn, trial, "stopped", self._clock(), reason)
 
-    def _refuse_second(self) -> None:
+    def refuse_second(self) -> None:
+        """Raise Conflict (code `test_running`), naming the test that runs, while one does."""
         running = self.active()
         if running is not None:
             raise Conflict(

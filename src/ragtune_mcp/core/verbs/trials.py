@@ -45,6 +45,7 @@ class TrialVerbs(TrainingVerbs):
                 "A/B testing is switched off by AB_TESTING_ENABLED=false.",
                 hint="Set AB_TESTING_ENABLED=true.",
             )
+        self.trials.refuse_second()
         baseline = self.registry.resolve(baseline_model or self.champion())
         test = self.registry.resolve(test_model or self._challenger())
         if baseline.version == test.version:
@@ -57,6 +58,7 @@ class TrialVerbs(TrainingVerbs):
         forced = self.require_gate(test, force, reason)
         for model in (baseline, test):
             self.registry.verify(model.version)
+        for model in (baseline, test):
             self.require_index(model)
         trial = self._start(
             baseline.version,
@@ -169,9 +171,11 @@ class TrialVerbs(TrainingVerbs):
         """Raise NotReady, starting the missing index job, unless the version can answer searches."""
         if self.has_index(model.version):
             return
+        state = self.index.state(model.version)
         job = self.submit_once("index", {"version": model.version})
         raise NotReady(
-            f"The index of {model.version} is not built yet; job {job.job_id} builds it.",
+            f"The index of {model.version} lacks {state.to_encode} of {state.documents} documents; "
+            f"job {job.job_id} adds them{about(state.estimate_s)}.",
             hint=f"Call job_status with job_id={job.job_id!r}, wait_s=30 until completed, then repeat this call.",
         )
 
@@ -273,6 +277,11 @@ def _result(reading: Reading) -> AbResults:
         needed=dict(reading.need),
         next_step=reading.next_step,
     )
+
+
+def about(seconds: float | None) -> str:
+    """How long encoding will take, as the end of a clause; nothing where that is not known."""
+    return "" if seconds is None else f", about {max(1, round(seconds))} s of encoding"
 
 
 def _short(value: Any) -> Any:
