@@ -14,6 +14,7 @@ from ragtune_mcp.core.finetune import backbone as backbone_module
 from ragtune_mcp.core.finetune import trainer as trainer_module
 from ragtune_mcp.core.finetune.base import BaseModel
 from ragtune_mcp.core.finetune.config import FineTuningConfig
+from ragtune_mcp.core.finetune.memory import activation_bytes
 from ragtune_mcp.core.finetune.parts import split_parts
 from ragtune_mcp.core.finetune.tuning import fine_tune
 
@@ -213,7 +214,9 @@ def test_when_memory_is_short_a_batch_goes_in_parts_with_the_same_result(tiny_mo
     whole, _ = run(tiny_model, tmp_path / "whole", config)
     planned = whole.chosen["memory"]
 
-    free = SimpleNamespace(available=planned["peak_bytes"] - 1)
+    backbone = backbone_module.open_backbone(tiny_model, 512, low_precision=False)
+    per_token = activation_bytes(backbone.size(2), backbone.max_tokens, item_bytes=4)
+    free = SimpleNamespace(available=planned["peak_bytes"] - (planned["part_tokens"] - 1024) * per_token)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     parts = []
     cut = trainer_module._parts
@@ -222,7 +225,7 @@ def test_when_memory_is_short_a_batch_goes_in_parts_with_the_same_result(tiny_mo
     )
     tight, _ = run(tiny_model, tmp_path / "tight", config)
 
-    assert tight.chosen["memory"]["part_tokens"] < planned["part_tokens"]
+    assert tight.chosen["memory"]["part_tokens"] == 1024 < planned["part_tokens"]
     assert tight.chosen["memory"]["peak_bytes"] <= free.available
     assert max(len(found) for found in parts) > 1
     assert tight.chosen["steps"] == whole.chosen["steps"]

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 from tests.verbs.support import in_conport, lose_worker, opened, with_training_data, work
 
+from ragtune_mcp.core.errors import PathOutsideWorkspace
 from ragtune_mcp.core.jobs.worker import JobContext
 
 
@@ -169,6 +170,17 @@ def test_a_cancelled_training_stops_at_that_step_keeps_its_state_and_goes_on_whe
     assert not app.workspace.job(job_id).checkpoints.exists()
     undisturbed = work(app, app.start_finetune(**request).job_id)
     assert same_weights(tuned_weights(app, resumed), tuned_weights(app, undisturbed))
+
+
+def test_base_model_name_and_output_model_path_say_from_what_and_where_to(workspace):
+    app, request = workspace
+    config = {"base_model_name": "./base", "output_model_path": "./elsewhere", "num_epochs": 1}
+    request = {"training_data_path": request["training_data_path"], "config": config}
+    version = app.registry.get(work(app, app.start_finetune(**request).job_id).result["model_version"])
+    assert version.path == app.workspace.root / "elsewhere" / version.version
+    assert version.base_model == "./base"
+    with pytest.raises(PathOutsideWorkspace):
+        app.start_finetune(**{**request, "config": {**config, "output_model_path": "../elsewhere"}})
 
 
 def test_a_job_that_fails_leaves_no_checkpoints(workspace, monkeypatch):

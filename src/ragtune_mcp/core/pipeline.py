@@ -39,7 +39,7 @@ def finetune_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
     base = _base(app, spec["config"]["base_model_name"])
     version = _version(ctx)
     app.log_training(ctx.job, {"status": "running", "model_version": version})
-    output = app.workspace.models / version
+    output = app.workspace.inside(spec["config"]["output_model_path"]) / version
     tuned = _trained(app, ctx, dataset, base, output)
     gate = tuned["gate"]
     model = app.registry.register(

@@ -142,6 +142,7 @@ class TrainingVerbs(Parts):
         settings = FineTuningConfig.from_settings(
             self.settings, base_model=base_model, overrides=config or {}
         )
+        self.workspace.inside(settings.output_model_path)
         path = self._dataset_path(training_data_path, dataset_id)
         dataset = load_dataset(path)
         train = sum(pair.split == "train" for pair in dataset.pairs)
