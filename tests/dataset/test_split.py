@@ -30,6 +30,11 @@ def test_from_three_groups_on_every_split_holds_one(count):
     assert counts["validation"] <= max(1, 0.15 * count + 1)
 
 
+@pytest.mark.parametrize("count", [60, 75, 90])
+def test_the_gate_gets_queries_enough_as_soon_as_its_share_allows(count):
+    assert Counter(assign_splits(groups(count)).values())["test"] >= 18
+
+
 @pytest.mark.parametrize(("count", "expected"), [(0, {}), (1, {"train": 1}), (2, {"train": 1, "test": 1})])
 def test_fewer_groups_train_first_then_test(count, expected):
     assert Counter(assign_splits(groups(count)).values()) == expected

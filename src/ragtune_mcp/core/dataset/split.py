@@ -24,6 +24,8 @@ from ragtune_mcp.core.feedback.text import query_key
 from ragtune_mcp.core.workspace import sha256_text
 
 _SALT = "ragtune split 1: "
+# The gate judges nothing below 15 held-out queries; a few more, since documents of some may be gone by then.
+_LEAST_TEST = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ def assign_splits(
 
     Returns:
         Group id -> split. From three scorable groups on every split holds at least one of them, and test and
-        validation each hold between half and one and a half of their share.
+        validation each hold between half and one and a half of their share; test at least 18 where that is
+        within its bounds, because the gate needs them.
     """
     shares = shares or SplitShares()
     place = {group: _place(group) for group in scorable}
@@ -68,7 +71,8 @@ def assign_splits(
     free = [g for g in ordered if g not in fixed and g not in set(trained)]
     scored = sum(scorable.values())
     test = fixed | {g for g in free if place[g] < shares.test}
-    _clamp(test, free, scorable, _bounds(shares.test, scored, most=scored - 1), keep=fixed)
+    low, high = _bounds(shares.test, scored, most=scored - 1)
+    _clamp(test, free, scorable, (max(low, min(high, _LEAST_TEST)), high), keep=fixed)
     rest = [g for g in ordered if g not in test]
     # Measured from where test ends, so that both slices keep their groups when the other changes.
     rest.sort(key=lambda g: ((place[g] - shares.test) % 1.0, g))
