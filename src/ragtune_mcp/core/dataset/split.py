@@ -32,8 +32,8 @@ _LEAST_TEST = 18
 class SplitShares:
     """Shares of groups; the rest is train.
 
-    A fifth is held out because the gate compares two models on it and needs queries; validation may be
-    smaller, since training can cross-validate over the train groups.
+    A fifth is held out because the gate compares two models on it and needs queries; validation only chooses
+    among candidates.
     """
 
     validation: float = 0.1
