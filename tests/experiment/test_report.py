@@ -433,3 +433,18 @@ def test_a_page_for_people_names_every_number_with_its_n_and_interval(world):
     assert "duplicate 90" in page
     assert "95 % always valid" in page
     assert f"| {reading.recommendation} | 90 |" in page
+
+
+def test_the_page_gives_the_chance_that_a_search_is_rated_higher(world):
+    world.start(duration_hours=24)
+    baseline = []
+    for i in range(60):
+        served = world.service.search(f"question {i}")
+        if world.arm_of(served.query_id) == "test":
+            world.outcomes.record(served.query_id, 5)
+        else:
+            baseline.append(4 + i % 2)
+            world.outcomes.record(served.query_id, baseline[-1])
+    expected = 1 - sum(v == 5 for v in baseline) / len(baseline) / 2
+    page = world.report.document(world.trials.latest().test_id)
+    assert f"rated higher with the test version {expected:.4g}" in page

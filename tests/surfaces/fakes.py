@@ -136,6 +136,10 @@ class FakeCore:
             raise UnknownId(f"There is no test {test_id!r}.", code="unknown_test")
         return AB
 
+    def set_ab_split(self, test_id: str, traffic_split: float) -> AbResults:
+        self._note("set_ab_split", test_id, traffic_split)
+        return AB
+
     def stop_ab_test(self, test_id: str, reason: str) -> AbResults:
         self._note("stop_ab_test", test_id, reason)
         return AB

@@ -29,6 +29,7 @@ COMMANDS = {
     "cancel-job": ["ft_1"],
     "start-ab-test": ["--test", "m", "--split", "0.2", "--hours", "1"],
     "ab-results": [],
+    "set-ab-split": ["ab_1", "0.2"],
     "stop-ab-test": ["ab_1", "--reason", "enough"],
     "list-models": [],
     "promote": ["m", "--yes"],

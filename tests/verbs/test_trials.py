@@ -6,6 +6,7 @@ import pytest
 from tests.experiment.support import FakeHit
 from tests.verbs.support import BASE, in_conport, opened
 
+from ragtune_mcp.core.errors import Conflict
 from ragtune_mcp.core.experiment.serving import SearchService
 
 
@@ -64,6 +65,22 @@ def test_a_stopped_test_is_told_to_conport_and_leaves_its_page_without_anyone_re
     page = (app.workspace.reports / f"{trial.test_id}.md").read_text(encoding="utf-8")
     assert page.startswith(f"# A/B test {trial.test_id}: inconclusive")
     assert "stopped: enough seen" in page
+
+
+def test_the_split_of_a_running_test_can_be_changed_and_is_told(app):
+    trial = running(app, 4, split=0.2)
+    assert app.set_ab_split(trial.test_id, 0.5).status == "active"
+    assert (app.trials.active().split, app.trials.active().phase) == (0.5, 1)
+    assert in_conport(app, "ABTests")[trial.test_id]["traffic_split"] == 0.5
+
+
+def test_the_split_of_an_interleaved_or_ended_test_cannot_be_changed(app):
+    trial = running(app, mode="interleave")
+    with pytest.raises(Conflict, match="interleaved"):
+        app.set_ab_split(trial.test_id, 0.2)
+    app.stop_ab_test(trial.test_id, "next")
+    with pytest.raises(Conflict, match="stopped"):
+        app.set_ab_split(trial.test_id, 0.2)
 
 
 def test_the_results_of_a_running_test_are_short_enough_to_be_read_after_every_rating(app):

@@ -22,6 +22,7 @@ from ragtune_mcp.core.experiment.ledger import (
     newest_outcome,
 )
 from ragtune_mcp.core.experiment.trials import Trial
+from ragtune_mcp.core.experiment.units import UnitChange
 
 _CHECKPOINT_EVENTS = 500
 
@@ -60,6 +61,12 @@ class LiveEvidence:
                 saved_at = self._save(conn, trial, evidence, saved_at)
             self._known[trial.test_id] = (evidence, saved_at)
         return evidence
+
+    def units(self, conn: sqlite3.Connection, trial: Trial) -> list[UnitChange]:
+        """Every rated unit with all its opinions, read from the log."""
+        span = self._span(trial)
+        upto = newest_outcome(conn, trial.test_id, 0, None)
+        return changes_since(conn, trial.test_id, 0, upto, span)
 
     @contextmanager
     def look(self) -> Iterator[sqlite3.Connection]:

@@ -10,12 +10,15 @@ from ragtune_mcp.core.experiment.metrics import METRICS
 from ragtune_mcp.core.experiment.reading import Reading
 
 
-def markdown_report(reading: Reading, decisions: Sequence[Mapping[str, Any]]) -> str:
+def markdown_report(
+    reading: Reading, decisions: Sequence[Mapping[str, Any]], chance_of_better: float | None
+) -> str:
     """The results of a test as Markdown.
 
     Args:
         reading: its results.
         decisions: rows of its decision log, oldest first: at, recommendation, reasons, n.
+        chance_of_better: of a search with the test version against one with the baseline, ties half.
 
     Returns:
         The text; every number stands with its n or its interval.
@@ -36,7 +39,8 @@ def markdown_report(reading: Reading, decisions: Sequence[Mapping[str, Any]]) ->
         f"**Effect on {effect.metric}**: {_number(effect.difference)};"
         f" 95 % always valid {_interval(effect.ci95_anytime)}, 95 % fixed {_interval(effect.ci95_fixed)}"
         f"{'' if reading.p_value_valid else ' (not valid before the planned end)'};"
-        f" Hedges g {_number(effect.hedges_g)}.",
+        f" Hedges g {_number(effect.hedges_g)};"
+        f" chance that a search is rated higher with the test version {_number(chance_of_better)}.",
         "",
         f"p_anytime {_number(reading.p_anytime)}, p_value {_number(reading.p_value)}"
         f" ({'valid' if reading.p_value_valid else 'not valid: the test did not reach its planned end'}).",

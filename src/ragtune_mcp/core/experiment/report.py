@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -21,7 +22,9 @@ from ragtune_mcp.core.experiment.markdown import markdown_report
 from ragtune_mcp.core.experiment.outcomes import EDIT_WINDOW
 from ragtune_mcp.core.experiment.reading import Effect, Reading
 from ragtune_mcp.core.experiment.replay import kept_replay
+from ragtune_mcp.core.experiment.statistics import superiority
 from ragtune_mcp.core.experiment.trials import Trial, TrialStore
+from ragtune_mcp.core.experiment.units import current_value
 
 
 class AbReport:
@@ -85,8 +88,23 @@ class AbReport:
 
     def document(self, test_id: str) -> str:
         """The test on one page of Markdown, with its decision log and a stored replay."""
-        reading = self.results(test_id)
-        return markdown_report(reading, logged_decisions(self._db.connection, reading.test_id))
+        with self._live.look() as conn:
+            reading = self.results(test_id)
+            trial = self._trials.get(reading.test_id)
+            decisions = logged_decisions(conn, trial.test_id)
+            return markdown_report(reading, decisions, self._chance_of_better(conn, trial))
+
+    def _chance_of_better(self, conn: sqlite3.Connection, trial: Trial) -> float | None:
+        """P(test > baseline) + P(equal) / 2 of two units on the primary metric; None where it has no meaning."""
+        if trial.mode == "interleave":
+            return None
+        arms: tuple[list[float], list[float]] = ([], [])
+        for change in self._live.units(conn, trial):
+            value = current_value(trial.primary, change.after)
+            if value is not None:
+                arms[change.in_test].append(value)
+        baseline, test = arms
+        return superiority(test, baseline) if test and baseline else None
 
     def _read(self, trial: Trial, settled_before: datetime | None) -> Reading:
         conn = self._db.connection

@@ -248,13 +248,17 @@ class TrialStore:
 
         Raises:
             InvalidInput: split outside (0, 1).
-            Conflict: the test no longer runs.
+            Conflict: the test no longer runs, ramps, or interleaves.
         """
         check_split(split)
         with self._db.transaction() as conn:
             trial = self.get(test_id)
-            if not trial.is_running:
-                raise Conflict(f"The test {test_id!r} is {trial.status}; its split cannot change.")
+            if trial.status != "active" or trial.mode == "interleave":
+                state = trial.status if trial.status != "active" else "interleaved"
+                raise Conflict(
+                    f"The test {test_id!r} is {state}; it has no split to change.",
+                    hint="Only the split of a running test in mode 'split' can be changed.",
+                )
             if split != trial.split:
                 begin_phase(conn, trial, split, self._clock())
         return self.get(test_id)

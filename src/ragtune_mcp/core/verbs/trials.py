@@ -103,6 +103,12 @@ class TrialVerbs(TrainingVerbs):
         self.trials.stop(test_id, reason)
         return self.ab_results(test_id)
 
+    def set_ab_split(self, test_id: str, traffic_split: float) -> AbResults:
+        """Change the share of new units that get the test model; those already seen keep their variant."""
+        with self.db.transaction():
+            self._log_trial(self.trials.set_split(test_id, traffic_split), {})
+        return self.ab_results(test_id)
+
     def plot_ab_results(self, test_id: str = "") -> Path:
         """Write the effect and its always-valid band over time as SVG; returns the file."""
         identifier = self._trial_id(test_id)

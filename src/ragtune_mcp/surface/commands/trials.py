@@ -16,6 +16,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("start-ab-test")(start_ab_test)
     app.command("ab-results")(ab_results)
+    app.command("set-ab-split")(set_ab_split)
     app.command("stop-ab-test")(stop_ab_test)
 
 
@@ -71,6 +72,19 @@ def ab_results(
         if report:
             shutil.copyfile(core.report_ab_test(test_id), report)
             typer.echo(f"report: {report}", err=True)
+
+
+def set_ab_split(
+    context: typer.Context,
+    test_id: Annotated[str, typer.Argument(help="Printed when the test was started.")],
+    split: Annotated[
+        float, typer.Argument(min=0.01, max=0.99, help="New share of searches for the test model.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Change the share of the test model in a running comparison; searches already seen keep their variant."""
+    with opened(context) as core:
+        show(core.set_ab_split(test_id, split), as_json)
 
 
 def stop_ab_test(
