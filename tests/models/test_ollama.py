@@ -357,6 +357,37 @@ def test_llama_cpp_gives_the_vectors_and_tokens_of_the_source(tiny, tmp_path, re
     assert set(report["token_differences"]) <= {"long_word", "hangul_syllables", "spacing_vowel_signs"}
 
 
+def set_cls_pooling(path: Path) -> None:
+    import gguf
+
+    gguf.GGUFReader(path, "r+").fields["bert.pooling_type"].parts[-1][0] = 2
+
+
+def overwrite_weights(path: Path) -> None:
+    import gguf
+
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path, "r+").tensors}
+    tensors["blk.0.attn_q.weight"].data[:] = tensors["blk.1.attn_k.weight"].data
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [(set_cls_pooling, "bert.pooling_type"), (overwrite_weights, "other vectors")],
+    ids=["wrong pooling", "tampered weights"],
+)
+def test_a_file_changed_after_it_was_written_is_refused_by_both_readers(
+    tiny, tmp_path, reference, damage, named
+):
+    source, path = read_bert(tiny), tmp_path / "m.gguf"
+    write_gguf(source, tiny, path, "tiny", "f16")
+    damage(path)
+    with pytest.raises(ExportMismatch, match=named):
+        read_back(load(tiny), source, path, reference, "f16")
+    pytest.importorskip("xllamacpp")
+    with pytest.raises(ExportMismatch, match="other vectors"):
+        run_llama_cpp(source, path, reference, "f16")
+
+
 @pytest.mark.parametrize(
     ("host", "url"),
     [

@@ -155,6 +155,28 @@ def test_a_collection_that_chroma_lost_is_built_anew(index, documents, fill, chr
     assert len(index.query("v1", encoder.digest, encoder.encode(["x"]), 5)[0]) == 5
 
 
+def test_a_collection_worn_by_many_edits_is_built_anew_of_copies_while_it_serves(
+    index, documents, fill, chroma, monkeypatch
+):
+    monkeypatch.setattr("ragtune_mcp.core.retrieval.index._FEW", 1)
+    monkeypatch.setattr("ragtune_mcp.core.retrieval.index._WORN", 4)
+    encoder = HashBag()
+    names = []
+    for edit in range(6):
+        fill({f"d{i}": f"text {i} of edit {edit}" for i in range(10)})
+        report = build_collection(index, documents, "v1", encoder)
+        names.append(index.usable("v1", encoder.digest).name)
+    assert names[0] == names[4] != names[5]
+    assert (report.created, report.encoded, report.copied) == (True, 10, 0)
+    asked = len(encoder.encoded)
+    fill({f"d{i}": f"text {i} of edit {edit}" for i in range(10)} | {"late": "one more"})
+    monkeypatch.setattr("ragtune_mcp.core.retrieval.index._WORN", 0)
+    report = build_collection(index, documents, "v1", encoder)
+    assert (report.created, report.encoded, report.copied) == (True, 1, 10)
+    assert len(encoder.encoded) == asked + 1
+    assert len(index.query("v1", encoder.digest, encoder.encode(["one more"]), 20)[0]) == 11
+
+
 def test_a_half_built_collection_that_chroma_lost_is_started_again(index, documents, fill, chroma):
     fill(numbered(5))
     encoder = HashBag()

@@ -138,6 +138,20 @@ def test_asking_again_while_a_job_waits_starts_no_second_one(app):
     assert [job.kind for job in app.jobs.list()].count("index") == 2  # the first indexing and this one
 
 
+def test_what_there_is_to_encode_and_how_long_it_takes_is_told_first(app):
+    serve(app, "one", seed=1)
+    with pytest.raises(
+        NotReady, match=r"lacks 3 of 3 documents; job ix_\w+ adds them, about 1 s of encoding"
+    ):
+        app.promote_model("one")
+    for number in range(70):
+        add_document(app, f"n{number}")
+    answer = app.index_documents(paths=["*.md"])
+    assert (
+        answer.message == "Indexing runs in the background, about 1 s of encoding; the counts are its plan."
+    )
+
+
 def test_a_file_that_changes_while_an_index_job_runs_is_not_missed(app):
     serve(app, "one", seed=1)
     app.encoders.get(BASE)

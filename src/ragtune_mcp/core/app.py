@@ -6,10 +6,11 @@ from pathlib import Path
 
 from ragtune_mcp.core.settings import Settings, find_workspace
 from ragtune_mcp.core.verbs.lineage import LineageVerbs
+from ragtune_mcp.core.verbs.memory import MemoryVerbs
 from ragtune_mcp.core.workspace import Workspace
 
 
-class RagTune(LineageVerbs):
+class RagTune(LineageVerbs, MemoryVerbs):
     """The verbs of one workspace. Opening it is cheap: no model is loaded and no process started."""
 
     @classmethod

@@ -103,19 +103,21 @@ def find_command(command: str) -> list[str]:
     return [os.path.abspath(found), *arguments]
 
 
+def running(workspace_id: str) -> list[int]:
+    """Ids of the ConPort processes started for a workspace, by their command lines."""
+    import psutil
+
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if workspace_id in (words := process.info["cmdline"] or [])
+        and any(program in word for word in words for program in _CONPORT_PROGRAMS)
+    ]
+
+
 def _await_other_start(workspace: Workspace) -> None:
     """Let another ConPort that starts on a fresh workspace finish: of two at once, one exits silently."""
     file = ConPortFile(workspace.conport_database)
     deadline = time.monotonic() + _OTHER_START_WAIT_S
-    while not file.is_known() and time.monotonic() < deadline and _other_is_running(workspace.id):
+    while not file.is_known() and time.monotonic() < deadline and running(workspace.id):
         time.sleep(_OTHER_START_POLL_S)
-
-
-def _other_is_running(workspace_id: str) -> bool:
-    import psutil
-
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if workspace_id in words and any(program in word for word in words for program in _CONPORT_PROGRAMS):
-            return True
-    return False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ragtune_mcp.core.errors import ChromaUnavailable, NotReady, WrongEmbedder
+from ragtune_mcp.core.errors import ChromaUnavailable, IntegrityError, NotReady, WrongEmbedder
 from ragtune_mcp.core.models.encoder import Vectors
 from ragtune_mcp.core.retrieval.catalog import Collection
 from ragtune_mcp.core.retrieval.store import ChromaStore
@@ -25,6 +25,7 @@ _HNSW: CreateCollectionConfiguration = {
 }
 _PAGE = 5000
 _QUERY_BATCH = 256
+_ZERO = 1e-6
 
 
 class VectorsGone(NotReady):
@@ -163,6 +164,38 @@ class ChromaVectors:
                 hint=REBUILD,
             )
         return handle
+
+
+def require_own(collection: Collection, digest: str, vectors: Vectors) -> None:
+    """Refuse vectors that are not of the collection's model.
+
+    Args:
+        collection: where they are to be stored or asked for.
+        digest: of the model that made them.
+        vectors: (n, dimension) float32.
+
+    Raises:
+        WrongEmbedder: another model made them.
+        IntegrityError: one is not finite or has no direction.
+    """
+    if digest != collection.digest:
+        raise WrongEmbedder(
+            f"The index of {collection.version} holds vectors of model {collection.digest[:12]}, "
+            f"but these come from model {digest[:12]}.",
+            hint=REBUILD,
+        )
+    if vectors.ndim != 2 or vectors.shape[1] != collection.dimension:
+        raise WrongEmbedder(
+            f"The index of {collection.version} holds vectors of {collection.dimension} numbers, "
+            f"but these have the shape {vectors.shape}.",
+            hint=REBUILD,
+        )
+    norms = np.linalg.norm(vectors, axis=1)
+    if not np.isfinite(norms).all() or (norms < _ZERO).any():
+        raise IntegrityError(
+            f"Model {digest[:12]} gave a vector that is not finite or has no direction.",
+            hint="Check the model version's files; see list_models.",
+        )
 
 
 def _ids(handle: ChromaCollection) -> set[str]:

@@ -23,21 +23,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from ragtune_mcp.core.database import Database
-from ragtune_mcp.core.errors import Conflict, IntegrityError, NotReady, WrongEmbedder
+from ragtune_mcp.core.errors import Conflict, NotReady
 from ragtune_mcp.core.models.encoder import Encoder, OnnxEncoder, Vectors
 from ragtune_mcp.core.retrieval.catalog import Catalog, Collection, VectorId
-from ragtune_mcp.core.retrieval.chroma import REBUILD, ChromaVectors, Neighbour, VectorsGone
+from ragtune_mcp.core.retrieval.chroma import ChromaVectors, Neighbour, VectorsGone, require_own
 from ragtune_mcp.core.retrieval.documents import Document
 from ragtune_mcp.core.retrieval.store import ChromaStore
 from ragtune_mcp.core.workspace import Workspace
 
 _LOCK_LIMIT_S = 300.0
-_ZERO = 1e-6
 # SQLite allows 32,766 variables in one statement.
 _BATCH = 10_000
+# Chroma does not reuse the space of deleted vectors (docs/log.md). What was encoded beyond what is there has been
+# deleted since.
+_WORN, _FEW = 10, 256
 
 log = logging.getLogger(__name__)
 
@@ -100,15 +100,19 @@ class VectorIndex:
         found = self._catalog.find(version, "ready") or self._catalog.find(version, "building")
         name = found.name if found else ""
         missing = self._catalog.count_pending(name)
-        cost = self._catalog.seconds_per_text()
         return IndexState(
             version=version,
             state="missing" if found is None else "ready" if found.state == "ready" else "building",
             documents=self._catalog.count_documents(),
             indexed=self._catalog.count(name),
             to_encode=missing,
-            estimate_s=None if cost is None else missing * cost,
+            estimate_s=self.estimate_s(missing),
         )
+
+    def estimate_s(self, texts: int) -> float | None:
+        """Seconds that encoding so many texts would take by what it has cost here; None before the first."""
+        cost = self._catalog.seconds_per_text()
+        return None if cost is None else texts * cost
 
     def query(self, version: str, digest: str, vectors: Vectors, k: int) -> list[list[Neighbour]]:
         """The nearest documents by cosine.
@@ -127,7 +131,7 @@ class VectorIndex:
             WrongEmbedder: the collection holds another model's vectors.
         """
         collection = self._serving(version)
-        _check_vectors(collection, digest, vectors)
+        require_own(collection, digest, vectors)
         try:
             return self._ask(collection, vectors, k)
         except VectorsGone:
@@ -135,13 +139,17 @@ class VectorIndex:
             successor = self._serving(version)
             if successor.name == collection.name:
                 raise
-            _check_vectors(successor, digest, vectors)
+            require_own(successor, digest, vectors)
             return self._ask(successor, vectors, k)
 
     def usable(self, version: str, digest: str) -> Collection | None:
         """The version's serving collection when it belongs to this model and Chroma still has it."""
         ready = self._catalog.find(version, "ready")
         return ready if ready and ready.digest == digest and self._chroma.exists(ready.name) else None
+
+    def is_worn(self, collection: Collection) -> bool:
+        """True when far more vectors were deleted from it than it holds; they still take their space."""
+        return collection.encoded > _WORN * max(self._catalog.count(collection.name), _FEW)
 
     @contextmanager
     def builder(self, digest: str, cancelled: Callable[[], None]) -> Iterator[None]:
@@ -203,7 +211,7 @@ class VectorIndex:
             WrongEmbedder: the collection belongs to another model.
             IntegrityError: a vector is not finite or has no direction.
         """
-        _check_vectors(collection, digest, vectors)
+        require_own(collection, digest, vectors)
         ids = [document.doc_id for document in documents]
         with self._writing():
             current, recorded = self._catalog.current(ids), self._catalog.recorded(collection.name, ids)
@@ -370,24 +378,3 @@ def _vouched(hits: Sequence[Neighbour], recorded: Mapping[str, str]) -> list[Nei
             best[doc_id] = max(best.get(doc_id, verdict), verdict)
     ranked = [Neighbour(doc_id, score) for doc_id, (_, score) in best.items()]
     return sorted(ranked, key=lambda hit: (-hit.score, hit.doc_id))
-
-
-def _check_vectors(collection: Collection, digest: str, vectors: Vectors) -> None:
-    if digest != collection.digest:
-        raise WrongEmbedder(
-            f"The index of {collection.version} holds vectors of model {collection.digest[:12]}, "
-            f"but these come from model {digest[:12]}.",
-            hint=REBUILD,
-        )
-    if vectors.ndim != 2 or vectors.shape[1] != collection.dimension:
-        raise WrongEmbedder(
-            f"The index of {collection.version} holds vectors of {collection.dimension} numbers, "
-            f"but these have the shape {vectors.shape}.",
-            hint=REBUILD,
-        )
-    norms = np.linalg.norm(vectors, axis=1)
-    if not np.isfinite(norms).all() or (norms < _ZERO).any():
-        raise IntegrityError(
-            f"Model {digest[:12]} gave a vector that is not finite or has no direction.",
-            hint="Check the model version's files; see list_models.",
-        )

@@ -174,17 +174,23 @@ def build_collection(
 def _build(
     index: VectorIndex, work: _Work, version: str, encoder: Encoder, cancelled: Cancelled
 ) -> tuple[Collection, bool]:
-    ready = index.usable(version, encoder.digest)
+    ready = _usable(index, version, encoder)
     if ready is not None:
         work.catch_up(ready)
         return ready, False
     with index.builder(encoder.digest, cancelled):
-        ready = index.usable(version, encoder.digest)
+        ready = _usable(index, version, encoder)
         collection = ready or index.begin(version, encoder)
         work.catch_up(collection)
         while ready is None and not index.publish(collection):
             work.catch_up(collection)
     return collection, ready is None
+
+
+def _usable(index: VectorIndex, version: str, encoder: Encoder) -> Collection | None:
+    ready = index.usable(version, encoder.digest)
+    # A worn one is built anew beside itself, of copies.
+    return None if ready is None or index.is_worn(ready) else ready
 
 
 class _Work:

@@ -10,7 +10,7 @@ from ragtune_mcp.core.jobs.job import FINAL
 from ragtune_mcp.core.results import FeedbackRecorded, IndexResult, SearchResult, SearchResults
 from ragtune_mcp.core.retrieval.documents import IndexPlan
 from ragtune_mcp.core.retrieval.reindex import apply_plan, build_collection, plan_index
-from ragtune_mcp.core.verbs.trials import TrialVerbs
+from ragtune_mcp.core.verbs.trials import TrialVerbs, about
 
 _INLINE_CHUNKS = 64
 _QUERY_LIMIT = 10_000
@@ -38,7 +38,7 @@ class RetrievalVerbs(TrialVerbs):
         job = self.submit_once("index", {"paths": list(paths), "source": source}, unless=(*FINAL, "running"))
         return _indexed(
             plan,
-            "Indexing runs in the background; the counts are its plan.",
+            f"Indexing runs in the background{about(self._estimate_s(plan, versions))}; the counts are its plan.",
             job_id=job.job_id,
             next_step=f"Call job_status with job_id={job.job_id!r}, wait_s=30 until completed, then search.",
         )
@@ -118,6 +118,11 @@ class RetrievalVerbs(TrialVerbs):
         others = [self.registry.previous_champion(), self.registry.alias("challenger")]
         others += [trial.baseline_version, trial.test_version] if trial else []
         return list(dict.fromkeys([champion, *(v for v in others if v and self.index.count(v))]))
+
+    def _estimate_s(self, plan: IndexPlan, versions: Sequence[str]) -> float | None:
+        texts = len(plan.new) + len(plan.changed)
+        behind = sum(self.index.state(version).to_encode for version in versions)
+        return self.index.estimate_s(texts * max(1, len(versions)) + behind)
 
     def catch_up_with_switches(self, done: Sequence[str]) -> None:
         """Index the documents just stored for versions that came to serve while they were indexed for others.

@@ -18,6 +18,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("explain")(explain)
     app.command("flush")(flush)
     app.command("stop-store")(stop_store)
+    app.command("conport-reindex")(conport_reindex)
 
 
 def status(context: typer.Context, as_json: AsJson = False) -> None:
@@ -40,10 +41,12 @@ def import_feedback(
 
 def explain(
     context: typer.Context,
-    identifier: Annotated[str, typer.Argument(help="Id of a rating, data set, job, version or test.")],
+    identifier: Annotated[
+        str, typer.Argument(help="Id of a search, rating, data set, job, version or test.")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Show what an id is and what it is linked to, from a rating to the version it trained and back."""
+    """Show what an id is and what it is linked to, from a search to the version its rating trained and back."""
     with opened(context) as core:
         show(core.explain(identifier), as_json)
 
@@ -58,3 +61,17 @@ def stop_store(context: typer.Context, as_json: AsJson = False) -> None:
     """End the vector store's process; the next search starts it again."""
     with opened(context) as core:
         show({"stopped": core.stop_store()}, as_json)
+
+
+def conport_reindex(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="Whose vectors; empty = the serving version.")] = "",
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Put back what ConPort had before the first time.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only the plan is shown.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let ConPort's own semantic search use a version; its processes must be stopped."""
+    with opened(context) as core:
+        show(core.conport_restore() if restore else core.conport_reindex(version, confirm=yes), as_json)
