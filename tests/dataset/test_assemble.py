@@ -182,7 +182,7 @@ def test_documents_can_be_kept_apart():
 
 def test_by_time_the_newest_questions_are_tested_on():
     result = made(ratings(40), DatasetOptions(0, 0, 0, by_time=True))
-    assert {p.query for p in result.pairs if p.split == "test"} == {question(i) for i in range(8)}
+    assert {p.query for p in result.pairs if p.split == "test"} == {question(i) for i in range(13)}
 
 
 def test_secrets_reach_neither_pairs_nor_the_rejected_list():

@@ -173,9 +173,29 @@ def test_the_card_tells_counts_ratings_and_examples(make):
 def test_the_most_informative_examples_are_the_surest_contrasts():
     pairs = [pair(question(i), "Good.", weight=0.1 * i) for i in range(1, 6)]
     pairs += [pair(question(i), "Bad.", kind="negative", weight=0.5) for i in range(1, 5)]
-    found = most_informative(pairs, 2)
+    found = most_informative(pairs, count=2)
     assert [e.positive.query for e in found] == [question(4), question(3)]
     assert [e.negative.document for e in found] == ["Bad.", "Bad."]
+
+
+def test_with_scores_the_contrast_the_serving_model_gets_wrong_comes_first():
+    pairs = [pair(question(i), f"Good {i}.", document_id=f"g{i}", weight=0.5) for i in range(3)]
+    pairs += [
+        pair(question(i), f"Bad {i}.", kind="negative", document_id=f"b{i}", weight=0.5) for i in range(3)
+    ]
+    pairs.append(pair(question(3), "Held out.", document_id="g3", split="test"))
+    pairs.append(pair(question(3), "Held out too.", document_id="b3", split="test", kind="negative"))
+    scores = {(question(0), "g0"): 0.8, (question(0), "b0"): 0.3, (question(1), "b1"): 0.6}
+    found = most_informative(pairs, scores | {(question(1), "g1"): 0.5, (question(2), "g2"): 0.9})
+    assert [e.positive.document_id for e in found] == ["g1", "g0", "g2"]
+    assert found[0].scores == (0.5, 0.6)
+
+
+def test_the_manifest_says_by_what_rules_it_was_made(make):
+    manifest = load_dataset(make().build(options()).path).manifest
+    assert manifest["made_by"].startswith("ragtune-mcp ")
+    assert manifest["rules"]["pairs"] == {"positive": 4.0, "negative": 2.0, "per_query": 10}
+    assert manifest["rules"]["cleaning"]["duplicate_window"] == 600
 
 
 def test_test_queries_stay_test_queries_when_feedback_is_added(make):

@@ -6,7 +6,8 @@ import pytest
 from tests.dataset.samples import pair, question
 
 from ragtune_mcp.core.dataset.pairs import Dataset
-from ragtune_mcp.core.dataset.validate import validate
+from ragtune_mcp.core.dataset.validate import refuse_leaks, validate
+from ragtune_mcp.core.errors import LeakySplit
 
 
 def fine():
@@ -60,6 +61,15 @@ def test_near_duplicate_queries_in_two_splits_are_a_problem():
     )
     found = validate(replace(dataset, pairs=(*dataset.pairs, first, twin)))
     assert any("near-duplicate" in p for p in found.problems)
+
+
+def test_a_leaking_data_set_is_refused_for_training():
+    dataset = fine()
+    refuse_leaks(dataset)
+    twin = replace(dataset.pairs[0], query=f"{question(16)} now", query_group="other", document="Twin.")
+    first = replace(twin, query=f"{question(16)} no", query_group="g16", document="First.", split="test")
+    with pytest.raises(LeakySplit, match="near-duplicate"):
+        refuse_leaks(replace(dataset, pairs=(*dataset.pairs, first, twin)))
 
 
 @pytest.mark.parametrize(

@@ -295,15 +295,16 @@ def _account(
     used: frozenset[str],
 ) -> list[Rejected]:
     """Every entry that stands on no rated pair, once, under the reason that comes last in this function."""
-    disputed = {(c.query, c.document_id) for c in judged.contradictions if not c.resolved}
+    disputed = {(c.query, c.document_id): c.ratings for c in judged.contradictions if not c.resolved}
     reasons: dict[str, Rejected] = {}
     for judgement in rated.capped:
         for i in judgement.feedback_ids:
             reasons[i] = Rejected(i, "query_cap", f"query {judgement.query[:80]!r} has weightier judgements")
     for judgement in rated.neutral:
-        reason = "contradictory" if (judgement.query, judgement.document_id) in disputed else "neutral_rating"
-        rating = f"{judgement.n_opinions} opinions pooled to {judgement.rating:g}"
-        detail = f"document {judgement.document_id[:80]!r}: {rating}"
+        ratings = disputed.get((judgement.query, judgement.document_id))
+        reason = "neutral_rating" if ratings is None else "contradictory"
+        said = f"{judgement.n_opinions} opinions" if ratings is None else " ".join(f"{r:g}" for r in ratings)
+        detail = f"document {judgement.document_id[:80]!r}: {said} pooled to {judgement.rating:.2f}"
         for i in judgement.feedback_ids:
             reasons[i] = Rejected(i, reason, detail)
     for pair in apart:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,33 +10,76 @@ from typing import Any, NamedTuple
 from ragtune_mcp.core.dataset.assemble import Assembled
 from ragtune_mcp.core.dataset.pairs import NEGATIVE_KINDS, TrainingPair
 from ragtune_mcp.core.feedback.judgements import Contradiction
-from ragtune_mcp.core.feedback.records import Judgement
 
 EXAMPLES = 10
+# Of the cosine in the training loss.
+SCALE = 20.0
+# About what the base model reads of a document.
+READ_WORDS = 200
 _BAR = 40
+_LIMITS = """\
+- Only what was shown was rated: a document without a rating is not a wrong one, and the ratings follow the
+  ranking of the model that served.
+- Mined negatives carry no rating; some are relevant. How many to expect is measured in docs/training-data.md.
+- Ratings of a whole answer and signals are weak evidence about single documents; their weights say how weak.
+- Texts are masked for secrets, mail addresses and personal numbers; names and postal addresses stay.
+"""
+
+Scores = Mapping[tuple[str, str], float]
 
 
 class Example(NamedTuple):
-    """A query with one document users found right and one that is not: what training pulls apart."""
+    """A query with a document users found right and one that is not, and their cosines where known."""
 
     positive: TrainingPair
     negative: TrainingPair
+    scores: tuple[float | None, float | None]
 
 
-def most_informative(pairs: Sequence[TrainingPair], count: int = EXAMPLES) -> list[Example]:
-    """The queries whose weightiest positive and weightiest negative weigh most together (by product)."""
+def most_informative(
+    pairs: Sequence[TrainingPair], scores: Scores | None = None, count: int = EXAMPLES
+) -> list[Example]:
+    """Where training pulls hardest, one example a query.
+
+    Both weights, times the share of the contrastive gradient at scale `SCALE`: it is near 1 where the serving
+    model prefers the wrong document and near 0 where it already tells the two apart. Without scores the
+    weights alone count.
+
+    Args:
+        pairs: of a data set; those of test do not train and are left out.
+        scores: (query, document id) -> cosine under the serving model; a document that is missing was not
+            among the nearest.
+        count: how many.
+
+    Returns:
+        The examples, most informative first.
+    """
+    scores = scores or {}
     queries: dict[str, list[TrainingPair]] = defaultdict(list)
     for pair in pairs:
-        if pair.kind not in ("synthetic", "easy_negative"):
+        if pair.split != "test" and pair.kind not in ("synthetic", "easy_negative"):
             queries[pair.query].append(pair)
+
+    def pull(example: Example) -> float:
+        right, wrong = (score or 0.0 for score in example.scores)
+        weight = example.positive.weight * example.negative.weight
+        return weight / (1 + math.exp(SCALE * (right - wrong))) if scores else weight
+
     found = []
-    for members in queries.values():
-        positives = [pair for pair in members if pair.kind == "positive"]
-        negatives = [pair for pair in members if pair.kind in NEGATIVE_KINDS]
-        if positives and negatives:
-            found.append(Example(max(positives, key=_by_weight), max(negatives, key=_by_weight)))
-    found.sort(key=lambda e: (-e.positive.weight * e.negative.weight, e.positive.query))
-    return found[:count]
+    for query, members in queries.items():
+        contrasts = [
+            Example(
+                right, wrong, (scores.get((query, right.document_id)), scores.get((query, wrong.document_id)))
+            )
+            for right in members
+            if right.kind == "positive"
+            for wrong in members
+            if wrong.kind in NEGATIVE_KINDS
+        ]
+        if contrasts:
+            best = max(contrasts, key=lambda e: (pull(e), e.positive.document_id, e.negative.document_id))
+            found.append((-pull(best), query, best))
+    return [best for _, _, best in sorted(found, key=lambda f: f[:2])[:count]]
 
 
 def render_card(
@@ -46,6 +90,7 @@ def render_card(
     warnings: Sequence[str],
 ) -> str:
     """The card as Markdown; texts in it are excerpts of what the data set holds, masked like it."""
+    scores = made.mined.scores if made.mined is not None else {}
     parts = [
         f"# Data set {dataset_id}\n",
         f"{statistics['total_pairs']} pairs of {statistics['queries']} queries, made of "
@@ -54,26 +99,29 @@ def render_card(
         "## Feedback\n",
         _table(("entries", "number"), _feedback_rows(statistics)),
         "## Ratings\n",
-        "Judgements of one query and document by their pooled rating, rounded:\n",
-        _histogram(made.judged.judgements),
+        "Opinions by the rating given, or stood for by a signal:\n",
+        _histogram(made.judged.given),
+        "Pooled by query and document, rounded:\n",
+        _histogram(Counter(j.rating for j in made.judged.judgements)),
+        _table(("", ""), _opinion_rows(made)),
         "## Balance\n",
         _table(
-            ("split", "queries", "positive", "negative", "hard", "easy", "synthetic"), _split_rows(made.pairs)
+            ("split", "share", "groups", "queries", "positive", "negative", "hard", "easy", "synthetic"),
+            _split_rows(made.pairs),
         ),
         _table(("", ""), _balance_rows(made)),
         "## Contradictions\n",
         _contradictions(made.judged.contradictions),
         "## Examples\n",
-        "Queries whose right and wrong document are surest:\n",
-        "\n".join(_example(example) for example in most_informative(made.pairs)) or "None yet.\n",
+        "Where training pulls hardest: sure on both sides, and the wrong document near or above the right one. A "
+        "mistaken rating does most harm here, so they are worth a look.\n",
+        "\n".join(_example(example) for example in most_informative(made.pairs, scores)) or "None yet.",
+        "\n## Limits\n",
+        _LIMITS,
         "## Options\n",
         _table(("option", "value"), ((name, value) for name, value in options.items())),
     ]
     return "\n".join(parts)
-
-
-def _by_weight(pair: TrainingPair) -> tuple[float, str]:
-    return pair.weight, pair.document_id
 
 
 def _feedback_rows(statistics: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
@@ -83,11 +131,30 @@ def _feedback_rows(statistics: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
         yield f"skipped: {reason}", number
 
 
-def _histogram(judgements: Iterable[Judgement]) -> str:
-    counts = Counter(int(j.rating + 0.5) for j in judgements)
+def _histogram(ratings: Mapping[float, int]) -> str:
+    counts: Counter[int] = Counter()
+    for rating, number in ratings.items():
+        counts[int(rating + 0.5)] += number
     top = max(counts.values(), default=1)
     lines = (f"{r}  {'#' * round(_BAR * counts[r] / top):<{_BAR}} {counts[r]}" for r in (5, 4, 3, 2, 1))
     return "```\n" + "\n".join(lines) + "\n```\n"
+
+
+def _opinion_rows(made: Assembled) -> Iterator[tuple[str, Any]]:
+    judged = made.judged
+    if judged.period is not None:
+        yield "given", f"{judged.period[0]:%Y-%m-%d} to {judged.period[1]:%Y-%m-%d}"
+    sources: Counter[str] = Counter()
+    for judgement in judged.judgements:
+        sources[judgement.source] += judgement.n_opinions
+    yield "opinions by kind", ", ".join(f"{n} {s}" for s, n in sorted(sources.items())) or "none"
+    yield "known raters", judged.raters
+    several = sum(j.n_opinions > 1 for j in judged.judgements)
+    yield "judged by several", _share(several, len(judged.judgements))
+    yield "of these all on one side of 3", _share(several - len(judged.contradictions), several)
+    yield "opinions replaced by a newer one of the same rater", judged.superseded
+    yield "entries attributed by quotation", len(judged.attributed)
+    yield "masked", ", ".join(f"{n} {rule}" for rule, n in sorted(made.masked.items())) or "nothing"
 
 
 def _split_rows(pairs: Sequence[TrainingPair]) -> Iterator[tuple[Any, ...]]:
@@ -96,26 +163,49 @@ def _split_rows(pairs: Sequence[TrainingPair]) -> Iterator[tuple[Any, ...]]:
         kinds = Counter(pair.kind for pair in members)
         yield (
             name,
+            f"{len(members) / max(1, len(pairs)):.0%}",
+            len({pair.query_group for pair in members}),
             len({pair.query for pair in members}),
             *(kinds[k] for k in ("positive", "negative", "hard_negative", "easy_negative", "synthetic")),
         )
 
 
 def _balance_rows(made: Assembled) -> Iterator[tuple[str, Any]]:
-    sources: Counter[str] = Counter()
-    for judgement in made.judged.judgements:
-        sources[judgement.source] += judgement.n_opinions
-    yield "opinions by kind", ", ".join(f"{n} {s}" for s, n in sorted(sources.items())) or "none"
-    per_query = Counter(pair.query for pair in made.pairs)
-    yield "most pairs of one query", max(per_query.values(), default=0)
-    yield "groups of near-duplicate queries", len({pair.query_group for pair in made.pairs})
-    yield "entries attributed by quotation", len(made.judged.attributed)
-    yield "opinions replaced by a newer one of the same rater", made.judged.superseded
-    yield "masked", ", ".join(f"{n} {rule}" for rule, n in sorted(made.masked.items())) or "nothing"
+    queries: dict[str, Counter[str]] = defaultdict(Counter)
+    for pair in made.pairs:
+        queries[pair.query]["wrong" if pair.kind in NEGATIVE_KINDS else "right"] += 1
+    both = sum(bool(sides["right"] and sides["wrong"]) for sides in queries.values())
+    yield "queries with a right and a wrong document", _share(both, len(queries))
+    yield "most pairs of one query", max((sides.total() for sides in queries.values()), default=0)
+    tested = {p.document_id for p in made.pairs if p.split == "test" and p.kind == "positive"}
+    trained = {p.document_id for p in made.pairs if p.split == "train"}
+    yield "right documents of test that also stand in train", _share(len(tested & trained), len(tested))
+    texts = {p.document_id: p.document for p in made.pairs}
+    long = sum(len(text.split()) > READ_WORDS for text in texts.values())
+    yield f"documents over {READ_WORDS} words, read in part", _share(long, len(texts))
     if made.mined is not None:
         basis = f"{made.mined.calibrated_on} rated documents" if made.mined.calibrated_on else "the default"
         yield "margin of the hard negatives", f"{made.mined.margin:g} (from {basis})"
         yield "mining by query", ", ".join(f"{n} {o}" for o, n in sorted(made.mined.counts.items()))
+        yield (
+            "rated contrasts the serving model ranks wrongly",
+            _share(*_misranked(made.pairs, made.mined.scores)),
+        )
+
+
+def _misranked(pairs: Sequence[TrainingPair], scores: Scores) -> tuple[int, int]:
+    """Of the (right, wrong) documents of a query that users rated and the index retrieved: wrongly ordered, all."""
+    rated: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for pair in pairs:
+        score = scores.get((pair.query, pair.document_id))
+        if score is not None and pair.rating is not None:
+            rated[pair.query][pair.kind].append(score)
+    orders = [wrong >= right for q in rated.values() for right in q["positive"] for wrong in q["negative"]]
+    return sum(orders), len(orders)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({part / whole:.0%})" if whole else "0 of 0"
 
 
 def _contradictions(found: Sequence[Contradiction]) -> str:
@@ -137,17 +227,18 @@ def _contradictions(found: Sequence[Contradiction]) -> str:
 
 
 def _example(example: Example) -> str:
-    positive, negative = example
+    right, wrong = example.positive, example.negative
     return (
-        f"- **{_inline(positive.query, 200)}**\n"
-        f"    - {_opinion(positive)}: {_inline(positive.document, 200)}\n"
-        f"    - {_opinion(negative)}: {_inline(negative.document, 200)}"
+        f"- **{_inline(right.query, 200)}**\n"
+        f"    - {_opinion(right, example.scores[0])}: {_inline(right.document, 200)}\n"
+        f"    - {_opinion(wrong, example.scores[1])}: {_inline(wrong.document, 200)}"
     )
 
 
-def _opinion(pair: TrainingPair) -> str:
+def _opinion(pair: TrainingPair, score: float | None) -> str:
     what = f"rated {pair.rating:g}" if pair.rating is not None else pair.kind.replace("_", " ")
-    return f"{what}, weight {pair.weight:.2f}, `{_inline(pair.document_id, 80).replace('`', '')}`"
+    cosine = "" if score is None else f", cosine {score:.2f}"
+    return f"{what}, weight {pair.weight:.2f}{cosine}, `{_inline(pair.document_id, 80).replace('`', '')}`"
 
 
 def _inline(text: str, limit: int) -> str:

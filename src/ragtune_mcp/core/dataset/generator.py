@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ragtune_mcp import __version__
 from ragtune_mcp.core.clock import utc_now
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.dataset.assemble import Assembled, Progress, Sources, assemble, require_enough
 from ragtune_mcp.core.dataset.card import render_card
 from ragtune_mcp.core.dataset.export import dataset_file, export_pairs
+from ragtune_mcp.core.dataset.negatives import MiningRules
 from ragtune_mcp.core.dataset.options import DatasetOptions
 from ragtune_mcp.core.dataset.pairs import Corpus, TrainingPair
 from ragtune_mcp.core.dataset.split import SliceLedger
 from ragtune_mcp.core.dataset.validate import balance_warnings
+from ragtune_mcp.core.feedback.cleaning import CleaningRules
 from ragtune_mcp.core.feedback.conport import ConPortClient
-from ragtune_mcp.core.feedback.judgements import DocumentCatalogue
+from ragtune_mcp.core.feedback.judgements import DocumentCatalogue, JudgementOptions
 from ragtune_mcp.core.feedback.outbox import Outbox
 from ragtune_mcp.core.feedback.parsing import CATEGORY
 from ragtune_mcp.core.feedback.reader import read_feedback
@@ -228,10 +231,17 @@ def _details(
     statistics: dict[str, Any],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
-    mined = made.mined
+    mined, cleaning = made.mined, CleaningRules()
     return {
+        "made_by": f"ragtune-mcp {__version__}",
         "statistics": statistics,
         "options": options.to_dict(),
+        "rules": {
+            "cleaning": {**asdict(cleaning), "duplicate_window": cleaning.duplicate_window.total_seconds()},
+            "judging": asdict(JudgementOptions(attribute_answers=options.attribute_answers)),
+            "pairs": asdict(options.pair_rules),
+            "mining": asdict(MiningRules()),
+        },
         "warnings": list(warnings),
         "masked": dict(sorted(made.masked.items())),
         "contradictions": {

@@ -57,12 +57,14 @@ class Mined:
         margin: relative margin used.
         calibrated_on: rated documents the margin rests on; 0 for the default margin.
         counts: queries by outcome: mined, positive_not_retrieved, nothing_left.
+        scores: (query, document id) -> cosine under the index's model, of judged and mined documents it retrieved.
     """
 
     pairs: tuple[TrainingPair, ...]
     margin: float
     calibrated_on: int
     counts: Counter[str] = field(default_factory=Counter)
+    scores: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 class _Query(NamedTuple):
@@ -119,7 +121,14 @@ def mine_hard_negatives(
     mined: list[TrainingPair] = []
     for item in looked_up:
         mined += _of_query(item, rules, margin, taboo.get(item.positives[0].query_group, set()), counts)
-    return Mined(tuple(mined), margin, calibrated_on, counts)
+    wanted = {(pair.query, pair.document_id) for pair in (*pairs, *mined)}
+    scores = {
+        (item.query, hit.id): hit.score
+        for item in looked_up
+        for hit in item.hits
+        if (item.query, hit.id) in wanted
+    }
+    return Mined(tuple(mined), margin, calibrated_on, counts, scores)
 
 
 def calibrate_margin(queries: Iterable[_Query], rules: MiningRules) -> tuple[float, int]:

@@ -46,6 +46,22 @@ def validate(dataset: Dataset) -> Validation:
     return Validation(tuple(problems), tuple(balance_warnings(pairs)))
 
 
+def refuse_leaks(dataset: Dataset) -> None:
+    """Refuse to train on a data set whose held-out queries stand in train, by itself or by a near-duplicate.
+
+    Args:
+        dataset: as loaded.
+
+    Raises:
+        LeakySplit: naming the first leak.
+    """
+    for leak in _leaks(dataset.pairs):
+        raise LeakySplit(
+            leak,
+            hint="Leave the columns query_group and split out; loading then groups and splits the queries.",
+        )
+
+
 def balance_warnings(pairs: Sequence[TrainingPair]) -> Iterator[str]:
     """What makes a data set lopsided or small."""
     if len(pairs) < MIN_PAIRS:

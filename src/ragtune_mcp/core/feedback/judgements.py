@@ -24,6 +24,7 @@ from typing import NamedTuple, Protocol
 from ragtune_mcp.core.feedback.attribution import Attributor
 from ragtune_mcp.core.feedback.masking import mask
 from ragtune_mcp.core.feedback.opinions import SOURCES, Opinion, attributed_opinions, document_opinions
+from ragtune_mcp.core.feedback.pooling import pool_opinions
 from ragtune_mcp.core.feedback.records import (
     DocumentSource,
     FeedbackRecord,
@@ -44,9 +45,6 @@ _REASONS = (
     "no_rating",
 )
 MIN_DOCUMENT_CHARS = 3
-# |net| / gross evidence of a two-thirds majority.
-MAJORITY = 1 / 3
-_EPSILON = 1e-9
 
 
 class DocumentCatalogue(DocumentSource, Protocol):
@@ -95,6 +93,9 @@ class Judged:
         masked: replacements in document texts, by masking rule.
         attributed: entries whose documents were found by quotation.
         superseded: opinions replaced by a newer one of the same rater.
+        given: pooled opinions by their rating, before pooling.
+        raters: known raters among them.
+        period: when the oldest and the newest of them were given.
     """
 
     judgements: tuple[Judgement, ...]
@@ -104,6 +105,9 @@ class Judged:
     masked: Counter[str] = field(default_factory=Counter)
     attributed: frozenset[str] = frozenset()
     superseded: int = 0
+    given: Counter[float] = field(default_factory=Counter)
+    raters: int = 0
+    period: tuple[datetime, datetime] | None = None
 
 
 class _Placed(NamedTuple):
@@ -143,6 +147,7 @@ def judge(
     pool.load_texts(opinions)
     placed = [p for opinion in opinions if (p := pool.place(opinion)) is not None]
     placed = pool.supersede(placed)
+    heard = sorted({p.entry for p in placed})
     recency = [_recency(record.timestamp, now, options) for record in records]
     judgements, contradictions = pool.pooled(placed, recency, options)
     used = frozenset(records[p.entry].feedback_id for p in placed)
@@ -154,6 +159,9 @@ def judge(
         pool.masked,
         frozenset(records[o.entry].feedback_id for o in opinions if o.source == "attributed") & used,
         pool.superseded,
+        Counter(p.rating for p in placed),
+        len({records[i].rater for i in heard} - {""}),
+        (records[heard[0]].timestamp, records[heard[-1]].timestamp) if heard else None,
     )
 
 
@@ -303,7 +311,9 @@ class _Pool:
         for key in sorted(groups):
             opinions = groups[key]
             weights = [o.weight * recency[o.entry] for o in opinions]
-            rating, weight, resolved = _pool_opinions(opinions, weights, options.min_weight)
+            rating, weight, resolved = pool_opinions(
+                [o.rating for o in opinions], weights, options.min_weight
+            )
             ids = tuple(sorted({self.records[o.entry].feedback_id for o in opinions}))
             query = spelling[key[0]]
             judgements.append(
@@ -355,40 +365,3 @@ class _Pool:
         for opinion in placed:
             counts[opinion.key[0]][self.records[opinion.entry].query] += 1
         return {key: min(c, key=lambda s: (-c[s], s)) for key, c in counts.items()}
-
-
-def _pool_opinions(
-    opinions: Sequence[_Placed], weights: Sequence[float], floor: float
-) -> tuple[float, float, bool]:
-    """Pooled rating in [1, 5], weight in [floor, 1), and whether one side has its majority.
-
-    Sums are exact (fsum), so that the order of the opinions cannot show in the last digit.
-    """
-    evidence = [w * (o.rating - 3) / 2 for w, o in zip(weights, opinions, strict=True)]
-    net, gross = math.fsum(evidence), math.fsum(map(abs, evidence))
-    resolved = abs(net) >= MAJORITY * gross - _EPSILON
-    low, high = _weighted_median(opinions, weights)
-    # Half the weight on either side of 3 is no majority, however strong one side's words are.
-    resolved = resolved and not low < 3 < high
-    if resolved:
-        rating = (low + high) / 2
-    else:
-        rating = 3 + 2 * net / math.fsum(weights)
-    return round(rating, 6), max(floor, round(abs(net) / (abs(net) + 1), 6)), resolved
-
-
-def _weighted_median(opinions: Sequence[_Placed], weights: Sequence[float]) -> tuple[float, float]:
-    """The rating at half the weight, twice; or the two ratings that the half falls between."""
-    by_rating: dict[float, list[float]] = defaultdict(list)
-    for opinion, weight in zip(opinions, weights, strict=True):
-        by_rating[opinion.rating].append(weight)
-    ratings = sorted(by_rating)
-    sums = [math.fsum(by_rating[rating]) for rating in ratings]
-    half = math.fsum(sums) / 2
-    for i, rating in enumerate(ratings):
-        below = math.fsum(sums[: i + 1])
-        if abs(below - half) <= _EPSILON and i + 1 < len(ratings):
-            return rating, ratings[i + 1]
-        if below > half:
-            return rating, rating
-    return ratings[-1], ratings[-1]

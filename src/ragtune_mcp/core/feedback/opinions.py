@@ -10,8 +10,14 @@ how far one such opinion is trusted against an explicit rating of that document.
     shown         the answer's rating        .3 / log2(rank+1)  as above; it may not have been used at all
     quoted        the answer's rating        .25 x overlap      as shown; the link itself is inferred
     copied        4                          .4                 use, though not always approval
+    used          4 (cited, answer unrated)  .2                 who wrote the answer chose it, no user did
     clicked       4                          .15                judges title and rank more than the text
-    unsuccessful  2 (re-asked, dead end)     .15 / log2(rank+1) something was missing, not always here
+    re-asked      2                          .2 / log2(rank+1)  the user said it again: not answered, yet
+                                                                perhaps not through this document
+    dead end      2                          .1 / log2(rank+1)  who leaves may also have been served
+
+Re-asked means that the same person put nearly the same question again within minutes, dead end that the
+session ended on the answer without any use of it; clients report both, for the answer as a whole.
 
 An answer's rating means its `relevance` detail where the user gave one, since the overall rating also judges
 length and style. Where an answer cites some of its documents, its rating says nothing about the others.
@@ -32,8 +38,10 @@ CITED = 0.5
 SHOWN = 0.3
 QUOTED = 0.25
 COPIED = 0.4
+USED = 0.2
 CLICKED = 0.15
-UNSUCCESSFUL = 0.15
+REASKED = 0.2
+DEAD_END = 0.1
 IMPLICIT_RATING = 4.0
 UNSUCCESSFUL_RATING = 2.0
 SOURCES = ("document", "answer", "attributed", "signal")
@@ -91,12 +99,20 @@ def _opinion(
         return answer, CITED, "answer"
     if answer is not None and not uses_cited:
         return answer, SHOWN / discount, "answer"
-    if document.copied or document.cited:
+    used = _use(document)
+    if used is not None or answer is not None:
+        return used
+    failure = max(REASKED * record.reasked, DEAD_END * record.dead_end) / discount
+    return (UNSUCCESSFUL_RATING, failure, "signal") if failure else None
+
+
+def _use(document: RatedDocument) -> tuple[float, float, str] | None:
+    if document.copied:
         return IMPLICIT_RATING, COPIED, "signal"
+    if document.cited:
+        return IMPLICIT_RATING, USED, "signal"
     if document.clicked:
         return IMPLICIT_RATING, CLICKED, "signal"
-    if (record.reasked or record.dead_end) and answer is None:
-        return UNSUCCESSFUL_RATING, UNSUCCESSFUL / discount, "signal"
     return None
 
 
