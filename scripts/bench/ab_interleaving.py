@@ -137,8 +137,6 @@ ROWS = (
     ("split, answer ratings", 1.0, False),
     ("interleave, document ratings", 1.0, True),
     ("interleave, document ratings", 0.4, False),
-    ("split, document ratings", 0.4, False),
-    ("interleave, document ratings", 0.4, True),
 )
 
 
