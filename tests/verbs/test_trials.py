@@ -1,6 +1,7 @@
 """A test seen through the verbs: what is told to ConPort and kept for people, and the switch that ends it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from tests.experiment.support import FakeHit
@@ -81,6 +82,24 @@ def test_the_split_of_an_interleaved_or_ended_test_cannot_be_changed(app):
     app.stop_ab_test(trial.test_id, "next")
     with pytest.raises(Conflict, match="stopped"):
         app.set_ab_split(trial.test_id, 0.2)
+
+
+def test_a_replay_stands_beside_the_results_and_on_the_page(app):
+    trial = running(app, 12)
+    loaded = []
+    rankings = {BASE: ["d2", "d1", "d3"], "one": ["d1", "d2", "d3"]}
+    app.__dict__["encoders"] = SimpleNamespace(get=lambda version, wait_s: loaded.append(version))
+    app.__dict__["searcher"] = SimpleNamespace(
+        search=lambda version, query, k: [
+            FakeHit(d, "text", "s", i, 1.0) for i, d in enumerate(rankings[version])
+        ]
+    )
+    assert "replay" not in app.ab_results().model_dump()
+    compared = app.replay_ab_test()
+    assert loaded == [BASE, "one"]
+    assert app.ab_results().replay["queries"] == compared.queries > 0
+    page = app.report_ab_test(trial.test_id).read_text(encoding="utf-8")
+    assert "Offline replay (not causal)" in page
 
 
 def test_the_results_of_a_running_test_are_short_enough_to_be_read_after_every_rating(app):
