@@ -188,3 +188,10 @@ def test_the_text_of_a_document_is_stored_once_however_often_it_is_shown(world):
     for i in range(5):
         world.service.search(f"question {i}", k=2)
     assert world.counts("shown_documents") == 2
+
+
+def test_the_last_queries_are_remembered_each_once(world):
+    for query in ("one", "two", "one", "three"):
+        world.service.search(query)
+    assert world.service.recent_queries(2) == ["three", "one"]
+    assert world.service.recent_queries(9) == ["three", "one", "two"]

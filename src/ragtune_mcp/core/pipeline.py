@@ -30,6 +30,8 @@ Handler = Callable[[RagTune, JobContext], dict[str, Any]]
 
 # Share of the progress bar when training ends; the rest is registering and indexing the new version.
 _TRAINED = 0.75
+# The workspace's own, on which an export must rank as its source does.
+_EXPORT_QUERIES, _EXPORT_TEXTS = 100, 300
 
 
 def finetune_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
@@ -163,13 +165,13 @@ def export_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
     ctx.progress(0.1, f"writing {spec['format']}")
     if spec["format"] == "onnx":
         return export_onnx(model.path, target)
-    texts = list(app.documents.all_texts().values())[:200]
+    texts = [*app.service.recent_queries(_EXPORT_QUERIES), *app.documents.all_texts().values()]
     return export_ollama(
         model.path,
         spec["name"],
         target,
         quantization=spec["quantization"],
-        texts=texts,
+        texts=texts[:_EXPORT_TEXTS],
         host=app.settings.ollama_host,
         base_folder=app.registry.get(model.base_model).path,
     )

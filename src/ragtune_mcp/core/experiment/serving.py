@@ -132,6 +132,13 @@ class SearchService:
         self._log_answer(trial, exposure, answer)
         return Served(exposure.query_id, answer.hits)
 
+    def recent_queries(self, limit: int) -> list[str]:
+        """The last queries asked here, each once, newest first."""
+        rows = self._db.connection.execute(
+            "SELECT query FROM exposures GROUP BY query ORDER BY max(seq) DESC LIMIT ?", (limit,)
+        )
+        return [row["query"] for row in rows]
+
     def _expose(self, trial: Trial | None, query: str, k: int, unit: str) -> _Exposure:
         query_id = new_handle("q")
         with self._db.transaction() as conn:

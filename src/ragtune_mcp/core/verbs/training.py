@@ -277,4 +277,8 @@ def _next_step(job: Job, gate: Mapping[str, Any] | None) -> str:
         return f"Call start_ab_test with test_model={version!r}, or promote_model with version={version!r}."
     if job.kind == "index" and job.status == "completed":
         return "Call search."
+    if job.kind == "export" and "commands" in job.result:
+        ollama = job.result["ollama"]
+        checked = f"The Ollama at {ollama['url']} gave the same vectors. " if ollama["reachable"] else ""
+        return f"{checked}To keep the model in Ollama: {job.result['commands']['create']}"
     return ""
