@@ -113,3 +113,11 @@ def test_a_version_promoted_without_a_won_test_serves_everyone_at_once(app):
     assert "all searches use the new index at once" in app.promote_model("one").will_change
     app.promote_model("one", confirm=True)
     assert app.trials.active() is None
+
+
+def test_the_rated_queries_can_be_answered_again_by_both_versions(app):
+    found = app.search("how do i roll back", k=1)
+    app.record_feedback(found.query_id, document_ratings={found.results[0].id: 5})
+    compared = app.replay_ab_test()
+    assert (compared.queries, compared.baseline, compared.test) == (1, 1.0, 1.0)
+    assert app.ab_results().replay["queries"] == 1
