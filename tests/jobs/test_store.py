@@ -64,7 +64,7 @@ def test_a_spec_that_is_no_json_leaves_nothing_behind(store, db, workspace):
 
 
 def test_an_unknown_kind_is_refused(store, db):
-    with pytest.raises(InvalidInput, match="'train' is not one of finetune, index, export"):
+    with pytest.raises(InvalidInput, match="'train' is not one of finetune, distill, index, export"):
         store.submit("train", {})
     assert rows(db) == 0
 

@@ -104,6 +104,10 @@ class FakeCore:
         self._note("start_finetune", **kwargs)
         return JobStarted(job_id="ft_1", status="running", message="Fine-tuning job started")
 
+    def distill(self, version: str, layers: int) -> JobStarted:
+        self._note("distill", version, layers=layers)
+        return JobStarted(job_id="ft_1", status="running", message="Distillation job started")
+
     def job_status(self, job_id: str, wait_s: float = 0) -> JobStatusResult:
         self._note("job_status", job_id)
         if job_id == "crash":

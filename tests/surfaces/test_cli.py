@@ -25,6 +25,7 @@ COMMANDS = {
         "jsonl",
     ],
     "start-finetune": ["training_20260108", "--config", "num_epochs=2", "--config", "loss_function=auto"],
+    "distill": ["m", "--layers", "2"],
     "job-status": ["ft_1"],
     "cancel-job": ["ft_1"],
     "start-ab-test": ["--test", "m", "--split", "0.2", "--hours", "1"],

@@ -1,5 +1,6 @@
 """Fine-tuning jobs that end, are killed, resumed or cancelled."""
 
+import json
 import os
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 from tests.verbs.support import in_conport, lose_worker, opened, with_training_data, work
 
-from ragtune_mcp.core.errors import PathOutsideWorkspace
+from ragtune_mcp.core.errors import GateBlocked, InvalidInput, PathOutsideWorkspace
 from ragtune_mcp.core.jobs.worker import JobContext
 
 
@@ -225,3 +226,52 @@ def test_the_queue_of_one_process_is_worked_on_by_another(workspace, tmp_path):
     finally:
         other.close()
     assert app.job_status(job_id).model_version
+
+
+def with_teacher(app, request, verdict="pass"):
+    """A tuned version whose gate said so, whatever it found."""
+    version = work(app, app.start_finetune(**request).job_id).result["model_version"]
+    gate = {"verdict": verdict, "reasons": ["made for the test"], "details": {}}
+    with app.db.transaction() as connection:
+        connection.execute("UPDATE model_versions SET gate=? WHERE version=?", (json.dumps(gate), version))
+    return version
+
+
+def test_a_student_of_a_version_is_a_version_with_fewer_layers_and_its_teacher_as_base(workspace):
+    app, request = workspace
+    teacher = with_teacher(app, request)
+    job = work(app, app.distill(teacher, layers=2).job_id)
+    assert job.status == "completed", job.error
+    student = app.registry.verify(job.result["model_version"])
+    assert (student.base_model, student.dataset_id) == (teacher, "training_1")
+    assert json.loads((student.path / "config.json").read_text())["num_hidden_layers"] == 2
+    assert job.result["gate"]["details"]["margin"] == 0.03
+    assert job.result["gate"]["verdict"] == "block"  # four held-out queries judge nothing
+    assert app.registry.alias("challenger") != student.version
+    assert in_conport(app, "ModelTraining")[f"training_job_{job.job_id}"]["status"] == "completed"
+
+
+def test_a_killed_distillation_asked_for_again_ends_with_the_same_weights(workspace, monkeypatch):
+    app, request = workspace
+    teacher = with_teacher(app, request)
+    first = app.distill(teacher, layers=2)
+    kill_at(monkeypatch, "training, step 2")
+    with pytest.raises(Killed):
+        work(app, first.job_id)
+    lose_worker(app, first.job_id)
+    assert app.distill(teacher, layers=2).job_id == first.job_id
+    resumed = work(app, first.job_id)
+    undisturbed = work(app, app.distill(teacher, layers=2).job_id)
+    assert undisturbed.job_id != first.job_id
+    assert same_weights(tuned_weights(app, resumed), tuned_weights(app, undisturbed))
+
+
+def test_a_blocked_version_a_base_model_and_too_many_layers_are_refused(workspace):
+    app, request = workspace
+    blocked = with_teacher(app, request, "block")
+    with pytest.raises(GateBlocked, match=blocked):
+        app.distill(blocked)
+    with pytest.raises(InvalidInput, match="not tuned on a data set"):
+        app.distill("./base")
+    with pytest.raises(InvalidInput, match="from 2 to 3"):
+        app.distill(with_teacher(app, request), layers=4)

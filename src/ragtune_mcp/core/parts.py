@@ -103,7 +103,7 @@ class Parts:
         )
 
     def _log_end(self, job: Job) -> None:
-        if job.kind == "finetune":
+        if job.kind in ("finetune", "distill"):
             error = {"error": dict(job.error)} if job.error else {}
             self.log_training(
                 job, {"status": job.status, "finished_at": job.finished_at, **job.result, **error}

@@ -1,6 +1,7 @@
 """What each kind of background job does. Runs inside a worker process; the only place that drives torch.
 
 finetune   data set -> tuned model -> gate -> registered version -> encoder -> its own index
+distill    version -> student of fewer layers -> gate against its teacher -> as above
 index      sources -> documents -> the collections of champion and challenger (or of one version)
 export     version -> GGUF or ONNX, with its parity report
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from ragtune_mcp.core.dataset.pairs import Dataset
 from ragtune_mcp.core.errors import ChromaUnavailable, Conflict, JobCancelled
 from ragtune_mcp.core.finetune.base import BaseModel, resolve_base_model
 from ragtune_mcp.core.finetune.config import FineTuningConfig
-from ragtune_mcp.core.finetune.tuning import fine_tune
+from ragtune_mcp.core.finetune.distillation import distill
+from ragtune_mcp.core.finetune.tuning import FineTuneResult, fine_tune
 from ragtune_mcp.core.jobs.worker import JobContext
 from ragtune_mcp.core.models.exporters.onnx import export_onnx
 from ragtune_mcp.core.models.files import write_json
@@ -27,6 +30,8 @@ from ragtune_mcp.core.models.registry import ModelVersion
 from ragtune_mcp.core.retrieval.reindex import apply_plan, build_collection, plan_index
 
 Handler = Callable[[RagTune, JobContext], dict[str, Any]]
+# (data set, corpus, base, output=, report=, cancelled=, checkpoints=) -> what the run leaves behind.
+Train = Callable[..., FineTuneResult]
 
 # Share of the progress bar when training ends; the rest is registering and indexing the new version.
 _TRAINED = 0.75
@@ -36,13 +41,23 @@ _EXPORT_QUERIES, _EXPORT_TEXTS = 100, 300
 
 def finetune_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
     """Train, evaluate, gate, register and index one version."""
+    config = FineTuningConfig(**ctx.job.spec["config"])
+    return _new_version(app, ctx, partial(fine_tune, config=config))
+
+
+def distill_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
+    """The same for a student of a version; the gate asks whether it keeps up with its teacher."""
+    return _new_version(app, ctx, partial(distill, layers=ctx.job.spec["layers"]))
+
+
+def _new_version(app: RagTune, ctx: JobContext, train: Train) -> dict[str, Any]:
     spec = ctx.job.spec
     dataset = load_dataset(Path(spec["training_data_path"]))
     base = _base(app, spec["config"]["base_model_name"])
     version = _version(ctx)
     app.log_training(ctx.job, {"status": "running", "model_version": version})
     output = app.workspace.inside(spec["config"]["output_model_path"]) / version
-    tuned = _trained(app, ctx, dataset, base, output)
+    tuned = _trained(app, ctx, train, dataset, base, output)
     gate = tuned["gate"]
     model = app.registry.register(
         version,
@@ -54,13 +69,13 @@ def finetune_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
         metrics=tuned["metrics"],
         gate=gate,
         feedback_ids=sorted({i for pair in dataset.pairs for i in pair.feedback_ids}),
-        config=spec["config"],
+        config={**spec["config"], "layers": spec["layers"]} if "layers" in spec else spec["config"],
     )
     app.outbox.put_custom_data("ModelVersions", version, _lineage(model))
     ctx.progress(_TRAINED + 0.02, f"registered {version}; gate: {gate['verdict']}")
     if gate["verdict"] != "block":
         _ensure_index(app, ctx, model, _TRAINED + 0.02)
-        app.registry.set_alias("challenger", version, actor="finetune", reason=f"gate {gate['verdict']}")
+        app.registry.set_alias("challenger", version, actor=ctx.job.kind, reason=f"gate {gate['verdict']}")
         _prune(app, ctx)
     shutil.rmtree(ctx.paths.checkpoints, ignore_errors=True)
     return {
@@ -77,7 +92,7 @@ def _version(ctx: JobContext) -> str:
 
 
 def _trained(
-    app: RagTune, ctx: JobContext, dataset: Dataset, base: ModelVersion, output: Path
+    app: RagTune, ctx: JobContext, train: Train, dataset: Dataset, base: ModelVersion, output: Path
 ) -> dict[str, Any]:
     """Train into `output`, or take what an earlier attempt of this job has trained.
 
@@ -90,12 +105,11 @@ def _trained(
     # Of an attempt that was killed between saving the model and noting what it found.
     shutil.rmtree(output, ignore_errors=True)
     try:
-        tuned = fine_tune(
+        tuned = train(
             dataset,
             app.documents.all_texts(),
             BaseModel(base.version, base.path),
-            FineTuningConfig(**ctx.job.spec["config"]),
-            output,
+            output=output,
             report=lambda share, message, fields: ctx.progress(share * _TRAINED, message, **fields),
             cancelled=ctx.check_cancelled,
             checkpoints=ctx.paths.checkpoints,
@@ -230,4 +244,9 @@ def _lineage(model: ModelVersion) -> dict[str, Any]:
     }
 
 
-HANDLERS: dict[str, Handler] = {"finetune": finetune_job, "index": index_job, "export": export_job}
+HANDLERS: dict[str, Handler] = {
+    "finetune": finetune_job,
+    "distill": distill_job,
+    "index": index_job,
+    "export": export_job,
+}

@@ -78,6 +78,27 @@ def model_card(
     )
 
 
+def student_card(
+    name: str, teacher: str, evaluation: Mapping[str, Any], gate: GateVerdict, chosen: Mapping[str, Any]
+) -> str:
+    """As `model_card`, for a student; the metrics' base is its teacher."""
+    return "\n".join(
+        [
+            _FRONT.format(base=teacher),
+            f"# {name}\n",
+            f"A smaller, faster student of {teacher}.\n",
+            "## Recipe\n",
+            *[f"- {reason}" for reason in chosen["reasons"]],
+            f"- {chosen['steps']} steps.\n",
+            "Below, base is the teacher and tuned the student.\n",
+            _metrics(evaluation),
+            _gate(gate),
+            _LIMITS,
+            _USAGE,
+        ]
+    )
+
+
 def _metrics(evaluation: Mapping[str, Any]) -> str:
     if not evaluation["queries"]:
         return "## Metrics\n\nNo held-out judged query: nothing could be measured.\n"

@@ -2,36 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ragtune_mcp.core.finetune.backbone import FastBackbone
+import numpy as np
+
+from ragtune_mcp.core.dataset.pairs import Dataset
+from ragtune_mcp.core.errors import InvalidInput
+from ragtune_mcp.core.finetune.backbone import FastBackbone, open_backbone
+from ragtune_mcp.core.finetune.base import BaseModel
+from ragtune_mcp.core.finetune.card import student_card
 from ragtune_mcp.core.finetune.config import FineTuningConfig
+from ragtune_mcp.core.finetune.evaluation import Vectors, compare
+from ragtune_mcp.core.finetune.evaluation import report as evaluation_report
+from ragtune_mcp.core.finetune.examples import grades
+from ragtune_mcp.core.finetune.gate import MIN_QUERIES, GateVerdict, probe_correlation
+from ragtune_mcp.core.finetune.intervals import paired_interval
+from ragtune_mcp.core.finetune.parts import document_ids
+from ragtune_mcp.core.finetune.progress import Progress, Report
 from ragtune_mcp.core.finetune.recipe import Recipe, choose_recipe
-from ragtune_mcp.core.finetune.student import Matching, sentences
+from ragtune_mcp.core.finetune.student import Matching, sentences, write_student
 from ragtune_mcp.core.finetune.trainer import FastTrainer, Step, Trained
+from ragtune_mcp.core.finetune.tuning import FineTuneResult, save_model
 
-# What a student may lose against its teacher, in mean nDCG@10 over the held-out queries.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What a student may lose against its teacher in mean nDCG@10, and in correlation with the similarity probes.
 MARGIN = 0.03
-_PROBE_MARGIN = 0.03
 _EPOCHS, _BATCH, _RATE, _WARMUP_SHARE = 2, 32, 2e-4, 0.1
 _SENTENCES = 5
 _PART_TOKENS = 8192
+_SEED = 42
+
+
+def distill(
+    dataset: Dataset,
+    corpus: Mapping[str, str],
+    teacher: BaseModel,
+    layers: int,
+    output: Path,
+    *,
+    report: Report,
+    cancelled: Callable[[], None],
+    checkpoints: Path | None,
+) -> FineTuneResult:
+    """Train a student of fewer layers and judge it against its teacher.
+
+    Args:
+        dataset: what the teacher was tuned on; its training queries are matched, its test part judges.
+        corpus: document id -> text: the whole index.
+        teacher: the version to be made smaller.
+        layers: of the student; fewer than the teacher's.
+        output: folder to create with the model.
+        report: as in `fine_tune`.
+        cancelled: as in `fine_tune`.
+        checkpoints: as in `fine_tune`.
+
+    Returns:
+        The result; in its evaluation the teacher is called base, the student tuned.
+
+    Raises:
+        InvalidInput: the teacher is not a BERT that the fast path knows, or has no more layers.
+        JobCancelled: raised by `cancelled`.
+    """
+    started, progress = time.monotonic(), Progress(report, cancelled)
+    progress.start("loading the teacher")
+    source = output.with_name(f".{output.name}.student")
+    shutil.rmtree(source, ignore_errors=True)
+    source.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_student(teacher.path, layers, source)
+        models = _opened(teacher.path), _opened(source)
+        queries = sorted({pair.query for pair in dataset.pairs if pair.split != "test"})
+        texts = texts_to_match(corpus, queries, _SEED)
+        trained = _train(*models, texts, progress, checkpoints)
+        evaluation, metrics, gate = _judge(*models, trained, dataset, corpus, progress)
+        progress.start("saving the model")
+        chosen: dict[str, Any] = {
+            "layers": layers,
+            "reasons": [
+                f"{layers} of the {models[0].layers} layers of {teacher.name}, trained to give its vectors on "
+                f"{len(texts)} documents, rated queries and sentences of the documents."
+            ],
+            "steps": trained.steps,
+        }
+        metrics = {"final_train_loss": trained.final_loss, **metrics}
+        card = student_card(output.name, teacher.name, evaluation, gate, chosen)
+        save_model(models[1], trained.weights, card, output)
+    finally:
+        shutil.rmtree(source, ignore_errors=True)
+    duration = time.monotonic() - started
+    return FineTuneResult(output, duration, metrics, evaluation, gate, trained.history, chosen)
 
 
 def train_student(
     teacher: FastBackbone,
     student: FastBackbone,
-    texts: list[str],
+    texts: Sequence[str],
     *,
     seed: int,
     on_step: Callable[[Step], None],
     checkpoints: Path | None,
+    tick: Callable[[int], None] | None = None,
 ) -> Trained:
-    """Train every weight of the student to give the teacher's vectors.
-
-    Mean squared distance of unit vectors as in Reimers and Gurevych 2020, written as 1 - cosine.
+    """Train every weight of the student to give the teacher's vectors (Reimers and Gurevych 2020).
 
     Args:
         teacher: gives the vectors to match.
@@ -40,20 +119,156 @@ def train_student(
         seed: of the order.
         on_step: called after every step; may raise to stop.
         checkpoints: where to save and resume; None for neither.
+        tick: called with the tokens that the teacher has encoded.
 
     Returns:
         The last weights and the history.
     """
-    objective = Matching(texts, teacher.encode(texts))
-    recipe = _recipe(len(texts), seed)
-    trainer = FastTrainer(student, objective, recipe, micro_tokens=_PART_TOKENS)
+    objective = Matching(texts, teacher.encode(texts, tick=tick))
+    trainer = FastTrainer(student, objective, _recipe(len(texts), seed), micro_tokens=_PART_TOKENS)
     return trainer.run(validate=None, on_step=on_step, checkpoints=checkpoints)
 
 
-def texts_to_match(corpus: Mapping[str, str], queries: list[str], seed: int) -> list[str]:
+def texts_to_match(corpus: Mapping[str, str], queries: Sequence[str], seed: int) -> list[str]:
     """Documents, queries, and sentences of the documents for want of more queries."""
     documents = list(corpus.values())
     return list(dict.fromkeys([*documents, *queries, *sentences(documents, _SENTENCES, seed)]))
+
+
+def judge_student(differences: np.ndarray, teacher_probe: float, student_probe: float) -> GateVerdict:
+    """Non-inferiority: the student need not be better, but must stay within `MARGIN` of its teacher.
+
+    Args:
+        differences: (n,) nDCG@10 of the student minus the teacher per held-out query.
+        teacher_probe: the teacher's correlation with the similarity probes.
+        student_probe: the student's.
+
+    Returns:
+        "block" when there are too few queries or the mean loss, of either kind, is above the margin; "pass" when
+        the whole 95 % interval is within it; else "warn".
+    """
+    found = paired_interval(differences)
+    reasons: list[str] = []
+    verdict: Any = "warn"
+    if found.n < MIN_QUERIES or found.mean is None or found.low is None:
+        verdict = "block"
+        reasons.append(
+            f"Not enough held-out feedback: {found.n} judged queries, {MIN_QUERIES} are needed to judge a model."
+        )
+    else:
+        shown = (
+            f"nDCG@10 {found.mean:+.3f} against the teacher ({found.low:+.3f} .. {found.high:+.3f}) on {found.n} "
+            f"held-out queries; {MARGIN:.2f} may be lost"
+        )
+        verdict = "block" if found.mean < -MARGIN else "pass" if found.low >= -MARGIN else "warn"
+        words = {
+            "block": "The student lost too much",
+            "pass": "The student keeps up",
+            "warn": "It may lose more",
+        }
+        reasons.append(f"{words[verdict]}: {shown}.")
+    if teacher_probe - student_probe > MARGIN:
+        verdict = "block"
+        reasons.append(
+            f"General similarity was damaged: correlation with the similarity probes {teacher_probe:.3f} -> "
+            f"{student_probe:.3f}."
+        )
+    details = {
+        "metric": "ndcg@10",
+        "gain": found.to_dict(),
+        "margin": MARGIN,
+        "probe_base": round(teacher_probe, 4),
+        "probe_tuned": round(student_probe, 4),
+    }
+    return GateVerdict(verdict, reasons, details)
+
+
+def _train(
+    teacher: FastBackbone,
+    student: FastBackbone,
+    texts: Sequence[str],
+    progress: Progress,
+    checkpoints: Path | None,
+) -> Trained:
+    tokens = teacher.token_count(texts)
+    progress.plan(
+        {
+            "encoding with the teacher": tokens * teacher.layers,
+            "training": 3 * _EPOCHS * tokens * student.layers,
+            "evaluating": tokens * (teacher.layers + student.layers),
+        }
+    )
+    progress.start("encoding with the teacher")
+
+    def on_step(step: Step) -> None:
+        if step.step == 1:
+            progress.start("training")
+        progress.advance(
+            3 * step.tokens * student.layers,
+            f"training, step {step.step} of {step.steps}",
+            loss=round(step.loss, 4),
+            step=step.step,
+            steps=step.steps,
+        )
+
+    return train_student(
+        teacher,
+        student,
+        texts,
+        seed=_SEED,
+        on_step=on_step,
+        checkpoints=checkpoints,
+        tick=lambda done: progress.advance(done * teacher.layers),
+    )
+
+
+def _judge(
+    teacher: FastBackbone,
+    student: FastBackbone,
+    trained: Trained,
+    dataset: Dataset,
+    corpus: Mapping[str, str],
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, float | None], GateVerdict]:
+    progress.start("evaluating")
+    qrels = grades(
+        [pair for pair in dataset.pairs if pair.split == "test"], document_ids(dataset.pairs, corpus)
+    )
+    seconds: list[float] = []
+
+    def ranked(model: FastBackbone, weights: Mapping[str, Tensor] | None) -> dict[str, list[str]]:
+        began = time.process_time()
+        documents = model.encode(
+            list(corpus.values()), weights, lambda done: progress.advance(done * model.layers)
+        )
+        seconds.append(time.process_time() - began)
+        queries = dict(zip(qrels, model.encode(list(qrels), weights), strict=True))
+        return Vectors(queries, documents, list(corpus)).rank()
+
+    before, after = ranked(teacher, None), ranked(student, trained.weights)
+    evaluation = evaluation_report(before, after, qrels, set(), {query: query for query in qrels}, _SEED)
+    evaluation["documents"] = len(corpus)
+    gate = judge_student(
+        compare(before, after, qrels).differences(),
+        probe_correlation(teacher.encode),
+        probe_correlation(lambda texts: student.encode(texts, trained.weights)),
+    )
+    metrics: dict[str, float | None] = {"test_queries": float(evaluation["queries"])}
+    metrics["encoding_speed_ratio"] = round(seconds[0] / seconds[1], 2) if seconds[1] else None
+    for name, gain in evaluation["gain"].items():
+        metrics[f"base_{name}"], metrics[f"tuned_{name}"] = (
+            evaluation["base"][name],
+            evaluation["tuned"][name],
+        )
+        metrics[f"gain_{name}"] = gain["mean"]
+    return evaluation, metrics, gate
+
+
+def _opened(folder: Path) -> FastBackbone:
+    backbone = open_backbone(folder, 8192, low_precision=True)
+    if not isinstance(backbone, FastBackbone):
+        raise InvalidInput(f"{folder.name} is not a plain BERT: its layers cannot be taken apart.")
+    return backbone
 
 
 def _recipe(texts: int, seed: int) -> Recipe:
@@ -65,6 +280,5 @@ def _recipe(texts: int, seed: int) -> Recipe:
         random_seed=seed,
     )
     steps = -(-texts // _BATCH) * _EPOCHS
-    return replace(
-        choose_recipe(config, texts, 0), loss="distillation", warmup_steps=round(_WARMUP_SHARE * steps)
-    )
+    warmup = round(_WARMUP_SHARE * steps)
+    return replace(choose_recipe(config, texts, 0), loss="distillation", warmup_steps=warmup)

@@ -28,7 +28,7 @@ def write_student(teacher: Path, layers: int, folder: Path) -> Path:
 
     Args:
         teacher: a sentence-transformers folder of a BERT that the fast path knows.
-        layers: how many to keep; at least 1, fewer than the teacher has.
+        layers: how many to keep; at least 2, fewer than the teacher has.
         folder: created.
 
     Returns:
@@ -39,12 +39,7 @@ def write_student(teacher: Path, layers: int, folder: Path) -> Path:
     """
     from safetensors.torch import load_file, save_file
 
-    shape = BertShape.of(teacher)
-    if shape is None:
-        raise InvalidInput(f"{teacher.name} is not a plain BERT: its layers cannot be taken apart.")
-    if not 1 <= layers < shape.layers:
-        raise InvalidInput(f"layers={layers} must be from 1 to {shape.layers - 1}.")
-    kept = np.linspace(0, shape.layers - 1, layers).round().astype(int).tolist()
+    kept = layers_to_keep(teacher, layers)
     shutil.copytree(teacher, folder, ignore=shutil.ignore_patterns("*.safetensors", "onnx", "ragtune.json"))
     weights: dict[str, Tensor] = {}
     for name, tensor in load_file(teacher / "model.safetensors").items():
@@ -58,6 +53,27 @@ def write_student(teacher: Path, layers: int, folder: Path) -> Path:
     config["num_hidden_layers"] = layers
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     return folder
+
+
+def layers_to_keep(teacher: Path, layers: int) -> list[int]:
+    """Evenly spaced layers of a model, the first and the last among them.
+
+    Args:
+        teacher: as in `write_student`.
+        layers: how many.
+
+    Returns:
+        Their indices, ascending.
+
+    Raises:
+        InvalidInput: no such architecture, or no such number of layers.
+    """
+    shape = BertShape.of(teacher)
+    if shape is None:
+        raise InvalidInput(f"{teacher.name} is not a plain BERT: its layers cannot be taken apart.")
+    if not 2 <= layers < shape.layers:
+        raise InvalidInput(f"layers={layers} must be from 2 to {shape.layers - 1}.")
+    return [int(index) for index in np.linspace(0, shape.layers - 1, layers).round()]
 
 
 def sentences(documents: Iterable[str], per_document: int, seed: int) -> list[str]:

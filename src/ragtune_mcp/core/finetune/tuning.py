@@ -163,7 +163,7 @@ class _Run:
             "memory": self._memory.to_dict() if self._memory else None,
         }
         card = model_card(self._card_data(output.name), evaluation, gate, chosen)
-        _save(self._backbone, weights, card, output)
+        save_model(self._backbone, weights, card, output)
         return FineTuneResult(
             output, self._progress.elapsed_s, metrics, evaluation, gate, trained.history, chosen
         )
@@ -371,9 +371,10 @@ class _Run:
         )
 
 
-def _save(
+def save_model(
     backbone: FastBackbone | LibraryBackbone, weights: Mapping[str, Tensor], card: str, output: Path
 ) -> None:
+    """Write the model with its card beside `output` and rename it into place."""
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)

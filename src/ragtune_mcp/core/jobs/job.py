@@ -10,12 +10,12 @@ from typing import Any, Literal, cast
 
 from ragtune_mcp.core.clock import from_iso, utc_now
 
-JobKind = Literal["finetune", "index", "export"]
+JobKind = Literal["finetune", "distill", "index", "export"]
 JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
 JobState = Literal["queued", "starting", "running", "completed", "failed", "cancelled"]
 
-ID_PREFIX: Mapping[JobKind, str] = {"finetune": "ft", "index": "ix", "export": "ex"}
-ONE_AT_A_TIME: frozenset[JobKind] = frozenset({"finetune", "index"})
+ID_PREFIX: Mapping[JobKind, str] = {"finetune": "ft", "distill": "ds", "index": "ix", "export": "ex"}
+ONE_AT_A_TIME: frozenset[JobKind] = frozenset({"finetune", "distill", "index"})
 # Code of a job whose worker process is gone without having ended it.
 DISAPPEARED = "worker_disappeared"
 FINAL: frozenset[JobState] = frozenset({"completed", "failed", "cancelled"})

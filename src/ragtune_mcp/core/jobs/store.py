@@ -75,7 +75,7 @@ class JobStore:
         """Create a job and start its worker, or leave it queued behind one that must end first.
 
         Args:
-            kind: what to do; at most one "finetune" and one "index" job run at a time.
+            kind: what to do; at most one "finetune", one "distill" and one "index" job run at a time.
             spec: the handler's input, JSON-serialisable.
 
         Returns:

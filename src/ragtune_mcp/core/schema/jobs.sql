@@ -2,7 +2,7 @@
 -- that starts its worker ('starter:...'), then the worker; the worker from then on.
 CREATE TABLE jobs (
   job_id              TEXT PRIMARY KEY,
-  kind                TEXT NOT NULL CHECK (kind IN ('finetune', 'index', 'export')),
+  kind                TEXT NOT NULL CHECK (kind IN ('finetune', 'distill', 'index', 'export')),
   status              TEXT NOT NULL CHECK (status IN ('queued', 'starting', 'running', 'completed', 'failed', 'cancelled')),
   spec                TEXT NOT NULL,
   attempt             INTEGER NOT NULL DEFAULT 1,
@@ -24,7 +24,7 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_by_status ON jobs (status, queued_at);
 -- The last guard of "one at a time": the database itself refuses a second active job of these kinds.
 CREATE UNIQUE INDEX jobs_one_active ON jobs (kind)
-  WHERE status IN ('starting', 'running') AND kind IN ('finetune', 'index');
+  WHERE status IN ('starting', 'running') AND kind IN ('finetune', 'distill', 'index');
 
 CREATE TABLE job_events (
   event_id INTEGER PRIMARY KEY,

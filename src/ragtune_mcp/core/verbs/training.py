@@ -11,10 +11,11 @@ from ragtune_mcp.core.dataset.export import find_dataset, load_dataset
 from ragtune_mcp.core.dataset.generator import TrainingDataGenerator
 from ragtune_mcp.core.dataset.lineage import mark_stale
 from ragtune_mcp.core.dataset.options import DatasetOptions
-from ragtune_mcp.core.errors import FeatureDisabled, InvalidInput, NotEnoughData, UnknownId
+from ragtune_mcp.core.errors import FeatureDisabled, GateBlocked, InvalidInput, NotEnoughData, UnknownId
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.finetune.base import resolve_base_model
 from ragtune_mcp.core.finetune.config import FineTuningConfig
+from ragtune_mcp.core.finetune.student import layers_to_keep
 from ragtune_mcp.core.jobs.job import FINAL, Job, JobKind, JobState
 from ragtune_mcp.core.parts import Parts
 from ragtune_mcp.core.results import (
@@ -32,10 +33,11 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 _SUFFIX_LIMIT = 64
+_NAMES: Mapping[JobKind, str] = {"finetune": "Fine-tuning job", "distill": "Distillation job"}
 
 
 class TrainingVerbs(Parts):
-    """generate_training_data, start_finetune, job_status, cancel_job."""
+    """generate_training_data, start_finetune, distill, job_status, cancel_job."""
 
     def generate_training_data(
         self,
@@ -127,11 +129,7 @@ class TrainingVerbs(Parts):
         config: Mapping[str, Any] | None = None,
     ) -> JobStarted:
         """Check everything that can be checked now, then hand the training to a background job."""
-        if not self.settings.finetuning_enabled:
-            raise FeatureDisabled(
-                "Fine-tuning is switched off by FINETUNING_ENABLED=false.",
-                hint="Set FINETUNING_ENABLED=true.",
-            )
+        self._refuse_when_off()
         if (
             not model_name_suffix.replace("-", "").replace("_", "").isalnum()
             or len(model_name_suffix) > _SUFFIX_LIMIT
@@ -161,15 +159,7 @@ class TrainingVerbs(Parts):
             "model_name_suffix": model_name_suffix,
             "config": settings.to_dict(),
         }
-        stopped = self.jobs.same("finetune", spec)
-        if stopped is not None and (stopped.was_interrupted or stopped.status == "cancelled"):
-            job = self.jobs.restart(stopped.job_id)
-            message = "Fine-tuning job started again from its last checkpoint"
-        else:
-            job = self.submit("finetune", spec)
-            message = "Fine-tuning job started"
-        if job.status != "running":
-            message = "Queued behind the running training job"
+        job, message = self._started("finetune", spec)
         if not documents:
             message += (
                 ", but no documents are indexed, so the gate will block: call index_documents and start again"
@@ -180,6 +170,59 @@ class TrainingVerbs(Parts):
             message=f"{message}. Call job_status with job_id={job.job_id!r} and wait_s=30 until it ends.",
             estimate={"train_pairs": train, "documents": documents},
         )
+
+    def distill(self, version: str, *, layers: int = 3) -> JobStarted:
+        """Start a job that makes a smaller, faster student of a tuned version and judges it against that."""
+        self._refuse_when_off()
+        teacher = self.registry.resolve(version)
+        if teacher.dataset_id is None or teacher.gate is None:
+            raise InvalidInput(
+                f"{version!r} was not tuned on a data set, so nothing could judge its student.",
+                hint="Name a fine-tuned version; see list_models.",
+            )
+        if teacher.gate["verdict"] == "block":
+            raise GateBlocked(
+                f"The gate blocked {version!r}; a student keeps up with its teacher at best.",
+                hint="Name a version that passed its gate; see list_models.",
+            )
+        layers_to_keep(teacher.path, layers)
+        path = self._dataset_path("", teacher.dataset_id)
+        spec = {
+            "training_data_path": str(path),
+            "dataset_id": teacher.dataset_id,
+            "model_name_suffix": "student",
+            "layers": layers,
+            "config": {
+                "base_model_name": teacher.version,
+                "output_model_path": self.settings.finetuned_models_path,
+            },
+        }
+        job, message = self._started("distill", spec)
+        return JobStarted(
+            job_id=job.job_id,
+            status=job.status,
+            message=f"{message}. Call job_status with job_id={job.job_id!r} and wait_s=30 until it ends.",
+            estimate={"layers": layers, "documents": self.documents.count()},
+        )
+
+    def _refuse_when_off(self) -> None:
+        if not self.settings.finetuning_enabled:
+            raise FeatureDisabled(
+                "Fine-tuning is switched off by FINETUNING_ENABLED=false.",
+                hint="Set FINETUNING_ENABLED=true.",
+            )
+
+    def _started(self, kind: JobKind, spec: dict[str, Any]) -> tuple[Job, str]:
+        """A job for this input, going on with one that was stopped; and what to say about it."""
+        stopped = self.jobs.same(kind, spec)
+        if stopped is not None and (stopped.was_interrupted or stopped.status == "cancelled"):
+            job, message = (
+                self.jobs.restart(stopped.job_id),
+                f"{_NAMES[kind]} started again from its last checkpoint",
+            )
+        else:
+            job, message = self.submit(kind, spec), f"{_NAMES[kind]} started"
+        return job, message if job.status == "running" else "Queued behind the running training job"
 
     def submit(self, kind: JobKind, spec: dict[str, Any]) -> Job:
         """Store a job and start its process, or leave it queued behind another of its kind."""
@@ -270,7 +313,7 @@ def _next_step(job: Job, gate: Mapping[str, Any] | None) -> str:
         return f"Call job_status with job_id={job.job_id!r} and wait_s=30."
     if job.status == "failed":
         return job.error.get("hint", "") if job.error else ""
-    if job.kind == "finetune" and job.status == "completed" and gate:
+    if job.kind in ("finetune", "distill") and job.status == "completed" and gate:
         version = job.result.get("model_version")
         if gate["verdict"] == "block":
             return "Keep the present model; collect more ratings, then call generate_training_data again."

@@ -18,6 +18,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("generate-training-data")(generate_training_data)
     app.command("start-finetune")(start_finetune)
+    app.command("distill")(distill)
     app.command("job-status")(job_status)
     app.command("cancel-job")(cancel_job)
 
@@ -71,6 +72,19 @@ def start_finetune(
             model_name_suffix=suffix,
             config=dict(_setting(each) for each in config or ()),
         )
+        show(started if detach else follow(core, started.job_id), as_json)
+
+
+def distill(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="A fine-tuned version; see list-models.")],
+    layers: Annotated[int, typer.Option(min=2, help="Layers of the student.")] = 3,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a smaller, faster student of a version and check that it keeps up."""
+    with opened(context) as core:
+        started = core.distill(version, layers=layers)
         show(started if detach else follow(core, started.job_id), as_json)
 
 
