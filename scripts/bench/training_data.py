@@ -386,7 +386,8 @@ def _generated_rows(size: int) -> Iterator[dict[str, Any]]:
 
 def _row(key: str, query: str, rater: str, documents: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
     # Spread over the last 80 days, the same at every run.
-    stamp = NOW.timestamp() - int(key.rpartition("-")[2]) * 2_654_435_761 % 7_000_000
+    number = int(key.rpartition("-")[2])
+    stamp = NOW.timestamp() - number * 2_654_435_761 % 7_000_000
     value = {
         "feedback_id": key,
         "timestamp": stamp,
@@ -395,7 +396,7 @@ def _row(key: str, query: str, rater: str, documents: list[dict[str, Any]], **fi
         "documents": documents,
         **fields,
     }
-    return {"key": key, "value": value, "timestamp": NOW.isoformat()}
+    return {"id": number, "key": key, "value": value, "timestamp": NOW.isoformat()}
 
 
 class _Stored:
