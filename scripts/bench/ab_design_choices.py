@@ -199,7 +199,7 @@ def covariate(runs: int = 1000, n: int = 300) -> None:
                 hits[column] += process.p_anytime <= ALPHA
             sums = [JointMoments(), JointMoments()]
             for value, arm, c in zip(values, arms, z, strict=True):
-                sums[arm] = sums[arm].add(value, c)
+                sums[int(arm)] = sums[int(arm)].add(value, c)
             slope = sums[0].plus(sums[1]).slope
             hits[2] += (welch(sums[1].raw, sums[0].raw).p or 1) <= ALPHA
             hits[3] += (welch(sums[1].adjusted(slope), sums[0].adjusted(slope)).p or 1) <= ALPHA

@@ -58,7 +58,7 @@ def markdown_report(
 
 def _arm_rows(reading: Reading) -> list[str]:
     rows = [
-        ("searches' units", reading.baseline_metrics["n_exposed"], reading.test_metrics["n_exposed"]),
+        ("units searched for", reading.baseline_metrics["n_exposed"], reading.test_metrics["n_exposed"]),
         ("rated units", reading.baseline_metrics["n_rated"], reading.test_metrics["n_rated"]),
     ]
     for metric in METRICS:
