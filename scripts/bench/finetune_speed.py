@@ -1,36 +1,47 @@
-"""Training speed beside SentenceTransformerTrainer with its defaults: same examples, same steps, same loss.
+"""Training speed beside SentenceTransformerTrainer with its defaults, pair by pair.
 
-    python scripts/bench/finetune_speed.py [--data DIR] [--ratings 500] [--negatives 1] [--epochs 1]
-    [--threads N]
+    python scripts/bench/finetune_speed.py [--data DIR] [--pairs 3] [--rows 48] [--epochs 2] [--levers]
 
-Both sides train all-MiniLM-L6-v2 on the same (query, positive, negatives) rows in the same number of steps
-and are scored on the same held-out questions against the whole corpus. The library's side is what its
-documentation
-shows: MultipleNegativesRankingLoss, its own defaults for everything else. Ours is `fine_tune`'s path: each
-distinct text of a batch once, lower half frozen with kept outputs, bfloat16 where the processor has it.
-Further rows take our levers away one by one. Each row is a process of its own. The last lines give the share
-of the processor's measured matrix-product rate that training reaches.
+Both sides train all-MiniLM-L6-v2 on the same (query, positive, mined negative) rows of feedbackqa's real
+ratings with MultipleNegativesRankingLoss at the same batch size, rate, warm-up and number of steps; everything
+else is the Trainer's default on its side. Ours is the path of `fine_tune`: each distinct text of a batch once,
+lower half frozen with kept outputs, bfloat16 where the processor has it. The two alternate on one thread, each
+in a process of its own, so that other load hits both alike. Time runs from texts to trained weights: loading the
+model counts on neither side, tokenising and computing the kept outputs count.
+
+Both of the first pair are scored on the collection's test questions against the whole corpus, and the difference
+is given with its paired 95 % interval; training is deterministic, so the other pairs end alike. Ratios are of CPU seconds (and of wall seconds, which the machine's load disturbs).
+`--levers` adds one run each of the Trainer in bfloat16 and of ours without freezing and without bfloat16. The
+last lines split our time by phase and hold it against the matrix products it contains at the rate this
+processor reaches on large ones, measured in the same process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bench_data import DATA, ROOT, load_collection, real_ratings, to_dataset
 
-VARIANTS = {
-    "sentence-transformers Trainer, defaults": {"library": True, "bf16": False},
-    "sentence-transformers Trainer, bf16": {"library": True, "bf16": True},
-    "ours, float32, nothing frozen": {"bf16": False, "frozen": 0},
-    "ours, bfloat16, nothing frozen": {"bf16": True, "frozen": 0},
-    "ours, bfloat16, lower half frozen (fine_tune)": {"bf16": True, "frozen": 3},
+LIBRARY, OURS = "Trainer, defaults", "ours (fine_tune)"
+VARIANTS: dict[str, dict[str, Any]] = {
+    LIBRARY: {"library": True, "bf16": False},
+    OURS: {"bf16": True, "frozen": 3},
+    "Trainer, bf16=True": {"library": True, "bf16": True},
+    "ours, nothing frozen": {"bf16": True, "frozen": 0},
+    "ours, nothing frozen, float32": {"bf16": False, "frozen": 0},
 }
+LOSS, BATCH = "MultipleNegativesRankingLoss", 16
 
 
 def main() -> None:
@@ -38,130 +49,179 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--ratings", type=int, default=500)
-    parser.add_argument("--negatives", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--variant", help=argparse.SUPPRESS)
-    parser.add_argument("--only", nargs="*", help="run only rows whose name contains one of these")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=48)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--levers", action="store_true", help="also a run without each lever")
+    parser.add_argument("--score", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, metavar=("VARIANT", "FILE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.variant:
-        print(json.dumps(measure(VARIANTS[arguments.variant], arguments)))
+    if arguments.child:
+        name, file = arguments.child
+        print(json.dumps(measure(VARIANTS[name], json.loads(Path(file).read_text()), arguments)))
         return
-    options = [a for a in sys.argv[1:] if a not in ("--only", *(arguments.only or ()))]
-    print("| variant | steps | s (wall) | s (CPU) | examples/s CPU | ratio | nDCG@10 | gain | products |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    reference = None
-    for name in VARIANTS:
-        if arguments.only and not any(part in name for part in arguments.only):
-            continue
-        done = subprocess.run(
-            [sys.executable, __file__, *options, "--variant", name],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=ROOT,
-        )
-        found = json.loads(done.stdout.splitlines()[-1])
-        rate = found["examples"] / found["cpu_s"]
-        reference = reference or rate
-        print(
-            f"| {name} | {found['steps']} | {found['wall_s']:.1f} | {found['cpu_s']:.1f} | {rate:.2f} | "
-            f"{rate / reference:.1f}x | {found['ndcg']:.4f} | {found['gain']:+.4f} | {found['share']:.0%} |",
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory() as scratch:
+        task = Path(scratch) / "rows.json"
+        rows = training_rows(arguments)
+        task.write_text(json.dumps(rows))
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
+        for pair in range(arguments.pairs):
+            # Alternating which goes first.
+            for name in (LIBRARY, OURS) if pair % 2 == 0 else (OURS, LIBRARY):
+                found[name].append(child(name, task, arguments, score=pair == 0))
+        for name in list(VARIANTS)[2:] if arguments.levers else ():
+            found[name].append(child(name, task, arguments, score=True))
+    print_tables(found, len(rows), arguments)
 
 
-def measure(variant: dict[str, object], arguments: argparse.Namespace) -> dict[str, float]:
-    """Train one variant and score it."""
+def child(name: str, task: Path, arguments: argparse.Namespace, *, score: bool) -> dict[str, Any]:
+    options = ["--data", str(arguments.data), "--epochs", str(arguments.epochs)]
+    options += ["--score"] if score else []
+    done = subprocess.run(
+        [sys.executable, __file__, *options, "--child", name, str(task)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{name}: {result['cpu_s']:.1f} s CPU, {result['wall_s']:.1f} s wall", file=sys.stderr, flush=True)
+    return result
+
+
+def training_rows(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
+    """(query, positive, mined negative) of 500 real ratings."""
     import torch
 
-    torch.set_num_threads(arguments.threads)
-    from ragtune_mcp.core.finetune.backbone import FastBackbone, LibraryBackbone, open_backbone
+    torch.set_num_threads(1)
+    from ragtune_mcp.core.finetune.backbone import open_backbone
+    from ragtune_mcp.core.finetune.base import resolve_base_model
+    from ragtune_mcp.core.finetune.examples import ranking_examples
+    from ragtune_mcp.core.finetune.library_trainer import ranking_task
+    from ragtune_mcp.core.finetune.mining import mine_negatives
+
+    collection = load_collection("feedbackqa", arguments.data)
+    pairs = to_dataset(collection.name, real_ratings(collection, 500, 0)).pairs
+    base = resolve_base_model("all-MiniLM-L6-v2", ROOT, allow_downloads=False)
+    backbone = open_backbone(base.path, 512, low_precision=True)
+    texts = list(collection.corpus.values())
+    examples = ranking_examples([pair for pair in pairs if pair.split == "train"])[: arguments.rows]
+    examples = mine_negatives(
+        examples,
+        backbone.encode([example.query for example in examples]),
+        backbone.encode([example.positive for example in examples]),
+        backbone.encode(texts),
+        texts,
+        per_example=1,
+        margin=0.05,
+    )
+    return ranking_task(examples)[LOSS].rows
+
+
+def measure(
+    variant: dict[str, Any], rows: list[tuple[str, ...]], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Train one variant and rank the test questions with it."""
+    import torch
+
+    torch.set_num_threads(1)
+    from ragtune_mcp.core.finetune.backbone import open_backbone
     from ragtune_mcp.core.finetune.base import resolve_base_model
     from ragtune_mcp.core.finetune.config import FineTuningConfig
     from ragtune_mcp.core.finetune.evaluation import rank_corpus
-    from ragtune_mcp.core.finetune.examples import grades, ranking_examples
-    from ragtune_mcp.core.finetune.library_trainer import ranking_columns, train_with_library
     from ragtune_mcp.core.finetune.metrics import evaluate_run
-    from ragtune_mcp.core.finetune.mining import mine_negatives
-    from ragtune_mcp.core.finetune.objectives import LibraryLoss
     from ragtune_mcp.core.finetune.recipe import choose_recipe
-    from ragtune_mcp.core.finetune.trainer import FastTrainer
 
     collection = load_collection("feedbackqa", arguments.data)
-    pairs = to_dataset(collection.name, real_ratings(collection, arguments.ratings, 0)).pairs
     base = resolve_base_model("all-MiniLM-L6-v2", ROOT, allow_downloads=False)
-    scoring = open_backbone(base.path, 512, low_precision=True)
-    assert isinstance(scoring, FastBackbone)
-    documents = scoring.encode(list(collection.corpus.values()))
-    examples = ranking_examples([pair for pair in pairs if pair.split == "train"])
-    examples = mine_negatives(
-        examples,
-        scoring.encode([example.query for example in examples]),
-        scoring.encode([example.positive for example in examples]),
-        documents,
-        list(collection.corpus.values()),
-        per_example=arguments.negatives,
-        margin=0.05,
+    config = FineTuningConfig(
+        loss_function=LOSS,
+        batch_size=BATCH,
+        num_epochs=arguments.epochs,
+        learning_rate=5e-5,
+        warmup_steps=2,
     )
-    rows = ranking_columns(examples)
-    config = FineTuningConfig(num_epochs=arguments.epochs, learning_rate=5e-5)
     recipe = replace(choose_recipe(config, len(rows), 6), frozen_layers=int(variant.get("frozen", 0)))
-    qrels = grades(
-        [pair for pair in pairs if pair.split == "test"], {t: d for d, t in collection.corpus.items()}
+    train = by_library if variant.get("library") else by_us
+    result, weights = train(base.path, [tuple(row) for row in rows], recipe, bool(variant["bf16"]))
+    if not arguments.score:
+        return result
+    scoring = open_backbone(base.path, 512, low_precision=True)
+    qrels = {query: collection.qrels[query] for query in collection.test}
+    queries = {query: collection.queries[query] for query in qrels}
+    run = rank_corpus(lambda texts: scoring.encode(texts, weights), queries, collection.corpus, 10)
+    return {**result, "ndcg": evaluate_run(run, qrels)["ndcg@10"]}
+
+
+def by_library(folder: Path, rows: list[tuple[str, ...]], recipe: Any, bf16: bool) -> tuple[Any, Any]:
+    from ragtune_mcp.core.finetune.backbone import LibraryBackbone
+    from ragtune_mcp.core.finetune.library_trainer import train_with_library
+    from ragtune_mcp.core.finetune.objectives import Columns
+
+    backbone = LibraryBackbone(folder, 512, low_precision=bf16)
+    wall, cpu = time.perf_counter(), time.process_time()
+    trained = train_with_library(
+        backbone, {LOSS: Columns(rows, None)}, recipe, validate=None, on_step=lambda step: None
     )
-    queries = {query: query for query in qrels}
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    weights = {
+        name.split(".model.", 1)[1]: tensor for name, tensor in trained.weights.items() if ".model." in name
+    }
+    return {"steps": trained.steps, "cpu_s": cpu, "wall_s": wall}, weights
 
-    def score(weights: object) -> float:
-        found = evaluate_run(
-            rank_corpus(lambda texts: scoring.encode(texts, weights), queries, collection.corpus), qrels
-        )
-        return sum(found["ndcg@10"].values()) / len(qrels)
 
-    tokens = 0
-    if variant.get("library"):
-        library = LibraryBackbone(base.path, 512, low_precision=bool(variant["bf16"]))
-        recipe = replace(recipe, loss="MultipleNegativesRankingLoss")
-        started, cpu = time.perf_counter(), time.process_time()
-        trained = train_with_library(library, rows, None, recipe, validate=None, on_step=lambda step: None)
-        wall, cpu = time.perf_counter() - started, time.process_time() - cpu
-        weights = {
-            name.split(".model.", 1)[1]: tensor
-            for name, tensor in trained.weights.items()
-            if ".model." in name
-        }
-    else:
-        backbone = open_backbone(base.path, 512, low_precision=bool(variant["bf16"]))
-        assert isinstance(backbone, FastBackbone)
-        started, cpu = time.perf_counter(), time.process_time()
-        backbone.freeze(int(variant["frozen"]), 10**9)
-        # Included in the time: computing the outputs that are kept.
-        backbone.keep([text for row in rows for text in row])
-        trainer = FastTrainer(
-            backbone, LibraryLoss("MultipleNegativesRankingLoss", rows, None), recipe, micro_tokens=10**9
-        )
-        steps = []
-        trained = trainer.run(validate=None, on_step=steps.append)
-        wall, cpu = time.perf_counter() - started, time.process_time() - cpu
-        weights = trained.weights
-        tokens = sum(step.tokens for step in steps)
-    before, after = score(None), score(weights)
-    layers = 6 - int(variant.get("frozen", 0))
-    # Products of one token in one layer: 12 width^2 multiply-adds forward, twice that backward.
-    operations = tokens * layers * 12 * 384**2 * 2 * 3
+def by_us(folder: Path, rows: list[tuple[str, ...]], recipe: Any, bf16: bool) -> tuple[Any, Any]:
+    import torch
+
+    from ragtune_mcp.core.finetune.backbone import FastBackbone, open_backbone
+    from ragtune_mcp.core.finetune.objectives import LibraryLoss
+    from ragtune_mcp.core.finetune.trainer import FastTrainer, Step
+
+    backbone = open_backbone(folder, 512, low_precision=bf16)
+    assert isinstance(backbone, FastBackbone)
+    objective = LibraryLoss(recipe.loss, rows, None)
+    phases: dict[str, float] = {}
+    steps: list[Step] = []
+
+    def timed(phase: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*positional: Any, **named: Any) -> Any:
+            started = time.process_time()
+            found = work(*positional, **named)
+            phases[phase] = phases.get(phase, 0.0) + time.process_time() - started
+            return found
+
+        return run
+
+    texts = [text for row in rows for text in row]
+    wall, cpu = time.perf_counter(), time.process_time()
+    timed("tokenising", backbone.table.rows)(texts)
+    backbone.freeze(recipe.frozen_layers, 10**9)
+    timed("outputs of frozen layers, once", backbone.keep)(texts)
+    trainer = FastTrainer(backbone, objective, recipe, micro_tokens=10**9)
+    backbone.embed = timed("forward", backbone.embed)  # type: ignore[method-assign]
+    objective.loss = timed("loss", objective.loss)  # type: ignore[method-assign]
+    torch.Tensor.backward = timed("backward", torch.Tensor.backward)  # type: ignore[method-assign]
+    trainer._optimizer.step = timed("optimizer", trainer._optimizer.step)  # noqa: SLF001
+    trained = trainer.run(validate=None, on_step=steps.append)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    phases["other"] = cpu - sum(phases.values())
+    # Multiply-adds of one token in one layer: 12 width^2 forward, twice that backward; attention not counted.
+    layer = 2 * 12 * backbone.shape.width**2
+    products = layer * (
+        3 * sum(step.tokens for step in steps) * (backbone.layers - recipe.frozen_layers)
+        + backbone.token_count(texts) * recipe.frozen_layers
+    )
     return {
         "steps": trained.steps,
-        "examples": trained.steps * 16,
-        "wall_s": wall,
         "cpu_s": cpu,
-        "ndcg": after,
-        "gain": after - before,
-        "share": operations / cpu / _product_rate(bool(variant["bf16"])) if tokens else 0.0,
-    }
+        "wall_s": wall,
+        "phases": phases,
+        "products_s": products / product_rate(bf16),
+    }, trained.weights
 
 
-def _product_rate(bf16: bool) -> float:
+def product_rate(bf16: bool) -> float:
     """Multiply-add operations per CPU second of large matrix products on one thread."""
     import torch
 
@@ -170,9 +230,57 @@ def _product_rate(bf16: bool) -> float:
     for _ in range(3):
         torch.nn.functional.linear(left, right)
     cpu = time.process_time()
-    for _ in range(20):
+    for _ in range(30):
         torch.nn.functional.linear(left, right)
-    return 20 * 2 * 4096 * 384 * 1536 / (time.process_time() - cpu)
+    return 30 * 2 * 4096 * 384 * 1536 / (time.process_time() - cpu)
+
+
+def print_tables(found: dict[str, list[dict[str, Any]]], rows: int, arguments: argparse.Namespace) -> None:
+    from ragtune_mcp.core.finetune.intervals import paired_interval
+
+    examples = rows * arguments.epochs
+    print(f"{processor()}, 1 thread; {rows} rows, {arguments.epochs} epochs, batch {BATCH}.\n")
+    print("| variant | runs | steps | s (CPU) | s (wall) | examples/s (CPU) | nDCG@10 |\n|" + "---|" * 7)
+    for name, runs in found.items():
+        if runs:
+            cpu, wall = ([run[key] for run in runs] for key in ("cpu_s", "wall_s"))
+            scores = list(runs[0]["ndcg"].values())
+            print(
+                f"| {name} | {len(runs)} | {runs[0]['steps']} | {spread(cpu, '.1f')} | {spread(wall, '.1f')} | "
+                f"{spread([examples / each for each in cpu], '.2f')} | {statistics.mean(scores):.4f} |"
+            )
+    pairs = list(zip(found[LIBRARY], found[OURS], strict=True))
+    for key, what in (("cpu_s", "CPU"), ("wall_s", "wall")):
+        print(
+            f"\nRatio by pair, {what} time: {spread([left[key] / right[key] for left, right in pairs], '.1f')}"
+        )
+    library, ours = (found[name][0]["ndcg"] for name in (LIBRARY, OURS))
+    gain = paired_interval([ours[query] - library[query] for query in library])
+    print(
+        f"\nnDCG@10 of ours over the Trainer's on {gain.n} test questions: "
+        f"{gain.mean:+.4f} ({gain.low:+.4f} .. {gain.high:+.4f})"
+    )
+    last = found[OURS][-1]
+    print("\n| phase | s (CPU) | share |\n|---|---|---|")
+    for phase, seconds in last["phases"].items():
+        print(f"| {phase} | {seconds:.2f} | {seconds / last['cpu_s']:.0%} |")
+    print(
+        f"\nThe matrix products alone would take {last['products_s']:.2f} s at this core's rate for large ones: "
+        f"{last['products_s'] / last['cpu_s']:.0%} of the time taken."
+    )
+
+
+def spread(values: list[float], form: str) -> str:
+    """Median, with the range of several runs."""
+    middle = format(statistics.median(values), form)
+    return middle if len(values) == 1 else f"{middle} ({min(values):{form}} .. {max(values):{form}})"
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":
