@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 from tests.verbs.support import in_conport, lose_worker, opened, with_training_data, work
 
-from ragtune_mcp.core.errors import GateBlocked, InvalidInput, PathOutsideWorkspace
+from ragtune_mcp.core.errors import GateBlocked, InvalidInput, LeakySplit, PathOutsideWorkspace
 from ragtune_mcp.core.jobs.worker import JobContext
 
 
@@ -275,3 +275,15 @@ def test_a_blocked_version_a_base_model_and_too_many_layers_are_refused(workspac
         app.distill("./base")
     with pytest.raises(InvalidInput, match="from 2 to 3"):
         app.distill(with_teacher(app, request), layers=4)
+
+
+def test_a_data_set_by_hand_that_leaks_is_refused(workspace):
+    app, request = workspace
+    path = app.workspace.training_data / "own.csv"
+    path.write_text(
+        "query,document,label,query_group,split\n"
+        "how do I reset the cache of the server,a b c,1,g1,train\n"
+        "how do I reset the cache of the server?,a b c,1,g2,test\n"
+    )
+    with pytest.raises(LeakySplit):
+        app.start_finetune(**{**request, "training_data_path": "./training_data/own.csv"})

@@ -24,6 +24,10 @@ _LIMITS = """\
 - Ratings of a whole answer and signals are weak evidence about single documents; their weights say how weak.
 - Texts are masked for secrets, mail addresses and personal numbers; names and postal addresses stay.
 """
+_PULL = {
+    True: "sure on both sides, and the wrong document near or above the right one",
+    False: "sure on both sides; without an index nothing tells what the serving model makes of them",
+}
 
 Scores = Mapping[tuple[str, str], float]
 
@@ -113,8 +117,8 @@ def render_card(
         "## Contradictions\n",
         _contradictions(made.judged.contradictions),
         "## Examples\n",
-        "Where training pulls hardest: sure on both sides, and the wrong document near or above the right one. A "
-        "mistaken rating does most harm here, so they are worth a look.\n",
+        f"Where training pulls hardest: {_PULL[bool(scores)]}. A mistaken rating does most harm here, so they are "
+        "worth a look.\n",
         "\n".join(_example(example) for example in most_informative(made.pairs, scores)) or "None yet.",
         "\n## Limits\n",
         _LIMITS,
@@ -238,7 +242,8 @@ def _example(example: Example) -> str:
 def _opinion(pair: TrainingPair, score: float | None) -> str:
     what = f"rated {pair.rating:g}" if pair.rating is not None else pair.kind.replace("_", " ")
     cosine = "" if score is None else f", cosine {score:.2f}"
-    return f"{what}, weight {pair.weight:.2f}{cosine}, `{_inline(pair.document_id, 80).replace('`', '')}`"
+    document_id = " ".join(pair.document_id.replace("`", "").split())[:80]
+    return f"{what}, weight {pair.weight:.2f}{cosine}, `{document_id}`"
 
 
 def _inline(text: str, limit: int) -> str:

@@ -11,6 +11,7 @@ from ragtune_mcp.core.dataset.export import find_dataset, load_dataset
 from ragtune_mcp.core.dataset.generator import TrainingDataGenerator
 from ragtune_mcp.core.dataset.lineage import mark_stale
 from ragtune_mcp.core.dataset.options import DatasetOptions
+from ragtune_mcp.core.dataset.validate import refuse_leaks
 from ragtune_mcp.core.errors import FeatureDisabled, GateBlocked, InvalidInput, NotEnoughData, UnknownId
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.finetune.base import resolve_base_model
@@ -143,6 +144,7 @@ class TrainingVerbs(Parts):
         self.workspace.inside(settings.output_model_path)
         path = self._dataset_path(training_data_path, dataset_id)
         dataset = load_dataset(path)
+        refuse_leaks(dataset)
         train = sum(pair.split == "train" for pair in dataset.pairs)
         if train < 2:
             raise NotEnoughData(
