@@ -1,0 +1,24 @@
+import pytest
+
+from ragtune_mcp.core.finetune.config import FineTuningConfig
+from ragtune_mcp.core.finetune.recipe import choose_recipe
+
+
+@pytest.mark.parametrize(("positives", "epochs"), [(1, 8), (30, 8), (112, 7), (169, 5), (192, 4), (5000, 4)])
+def test_few_ratings_are_read_more_often_within_bounds(positives, epochs):
+    recipe = choose_recipe(FineTuningConfig(), positives, 6)
+    assert recipe.epochs == epochs
+    assert any("epochs" in reason for reason in recipe.reasons) == (epochs > 4)
+
+
+def test_epochs_asked_for_are_kept():
+    recipe = choose_recipe(FineTuningConfig(num_epochs=2), 30, 6)
+    assert recipe.epochs == 2
+    assert any("num_epochs=2" in reason for reason in recipe.reasons)
+
+
+def test_a_named_loss_takes_every_field_literally():
+    config = FineTuningConfig(loss_function="CosineSimilarityLoss")
+    recipe = choose_recipe(config, 30, 6)
+    assert (recipe.epochs, recipe.learning_rate, recipe.warmup_steps) == (4, 2e-5, 100)
+    assert (recipe.frozen_layers, recipe.alphas, recipe.lenient) == (0, (1.0,), False)
