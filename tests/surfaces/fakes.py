@@ -140,6 +140,10 @@ class FakeCore:
             raise UnknownId(f"There is no test {test_id!r}.", code="unknown_test")
         return AB
 
+    def conport_reindex(self, version: str = "", *, confirm: bool = False) -> dict[str, object]:
+        self._note("conport_reindex", version, confirm)
+        return {"version": VERSION, "done": confirm}
+
     def set_ab_split(self, test_id: str, traffic_split: float) -> AbResults:
         self._note("set_ab_split", test_id, traffic_split)
         return AB

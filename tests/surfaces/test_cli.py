@@ -41,6 +41,7 @@ COMMANDS = {
     "explain": ["ft_1"],
     "flush": [],
     "stop-store": [],
+    "conport-reindex": ["--yes"],
 }
 
 
