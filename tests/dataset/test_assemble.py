@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -160,17 +163,22 @@ def test_hard_negatives_count_toward_the_minimum():
     )
 
 
+def headed():
+    return BagCorpus(
+        {
+            f"s{i}": f"Heading {question(i + 300)}\n\n{' '.join(question(i + j) for j in range(400, 405))}"
+            for i in range(9)
+        }
+    )
+
+
 def test_synthetic_pairs_are_added_to_train_only_when_asked_for():
-    texts = {
-        f"s{i}": f"Heading {question(i + 300)}\n\n{' '.join(question(i + j) for j in range(400, 405))}"
-        for i in range(9)
-    }
     options = DatasetOptions(0, 0, 0, include_synthetic=True)
-    result = made(ratings(40), options, Sources(documents=BagCorpus(texts)))
+    result = made(ratings(40), options, Sources(documents=headed()))
     synthetic = [p for p in result.pairs if p.kind == "synthetic"]
     assert len(synthetic) == result.statistics()["synthetic_pairs"] > 0
     assert {p.split for p in synthetic} == {"train"}
-    assert made(ratings(40), sources=Sources(documents=BagCorpus(texts))).statistics()["synthetic_pairs"] == 0
+    assert made(ratings(40), sources=Sources(documents=headed())).statistics()["synthetic_pairs"] == 0
 
 
 def test_documents_can_be_kept_apart():
@@ -268,6 +276,32 @@ def test_any_feedback_becomes_a_valid_data_set_that_does_not_depend_on_its_order
             export_pairs(pairs, tmp_path / name, details={"statistics": statistics})
         assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
         assert validate(load_dataset(tmp_path / "a.csv")).problems == ()
+
+
+OTHER_PROCESS = """
+import hashlib, sys
+from dataclasses import astuple
+from tests.dataset.test_assemble import DatasetOptions, Sources, corpus, headed, made, ratings
+options = DatasetOptions(0, 80, 0, include_synthetic=True)
+result = made(ratings(40), options, Sources(corpus=corpus(), documents=headed()))
+print(sorted({p.kind for p in result.pairs}))
+print(hashlib.sha256(repr([astuple(p) for p in result.pairs]).encode()).hexdigest())
+"""
+
+
+def test_the_same_seed_gives_the_same_pairs_in_every_process():
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", OTHER_PROCESS],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert told[0] == told[1]
+    assert "'easy_negative', 'hard_negative', 'negative', 'positive', 'synthetic'" in told[0]
 
 
 def test_feedback_added_later_never_moves_a_held_out_query_into_training(tmp_path):

@@ -122,7 +122,6 @@ class Session:
 
 def _tend_once(core: RagTune) -> None:
     core.watch_test()
-    core.watch_feedback()
     status = core.status()
     if status.outbox_pending:
         result = core.flush_outbox()
@@ -130,3 +129,4 @@ def _tend_once(core: RagTune) -> None:
     for job_id in status.running_jobs:
         # Looking at a job is what finds out that its worker died and starts the next one in the queue.
         core.job_status(job_id)
+    core.watch_feedback()
