@@ -37,7 +37,7 @@ RESOURCES = """\
 # Resources and prompts
 
 `ragtune://status`, `ragtune://jobs/{job_id}`, `ragtune://models/{version}` and `ragtune://tests/{test_id}`
-give the same results as JSON. The prompt `improve_retrieval` walks an assistant through the loop;
+give the same results as JSON; `ragtune://tests/{test_id}/plot` is the test's effect over time as an SVG image. The prompt `improve_retrieval` walks an assistant through the loop;
 `rate_last_results` asks the user what helped and records it.
 """
 
