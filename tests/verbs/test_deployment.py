@@ -3,7 +3,7 @@
 import pytest
 from tests.verbs.support import BASE, in_conport, indexed, opened, serve, work
 
-from ragtune_mcp.core.errors import Conflict, GateBlocked, InvalidInput, NotReady
+from ragtune_mcp.core.errors import Conflict, ExportMismatch, GateBlocked, InvalidInput, NotReady
 from ragtune_mcp.core.retrieval.reindex import plan_index
 
 BLOCK = {"verdict": "block", "reasons": ["worse by 0.1"], "details": {}}
@@ -213,6 +213,21 @@ def test_a_version_without_its_encoder_is_given_one_before_it_serves(app):
     app.encoders.folder("one").rename(app.workspace.root / "elsewhere")
     with pytest.raises(NotReady):
         app.start_ab_test(test_model="one")
+
+
+def test_a_version_whose_encoder_does_not_work_is_not_tested(app, monkeypatch):
+    build(app, serve(app, "one", seed=1))
+    check = app.encoders.check
+
+    def broken(version):
+        if version == "one":
+            raise ExportMismatch("The encoder of one gives another vector.", hint="Index again.")
+        check(version)
+
+    monkeypatch.setattr(app.encoders, "check", broken)
+    with pytest.raises(ExportMismatch):
+        app.start_ab_test(test_model="one")
+    assert app.trials.active() is None
 
 
 def test_a_name_that_ollama_does_not_take_is_refused_before_a_job_starts(app):

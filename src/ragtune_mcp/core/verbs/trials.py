@@ -60,6 +60,7 @@ class TrialVerbs(TrainingVerbs):
             self.registry.verify(model.version)
         for model in (baseline, test):
             self.require_index(model)
+            self.encoders.check(model.version)
         trial = self._start(
             baseline.version,
             test.version,
