@@ -136,6 +136,13 @@ def test_switching_asks_first(run, core, command, answer, confirmed):
     assert result.exit_code == (0 if len(confirmed) == 2 else 1)
 
 
+def test_a_plot_that_is_not_named_svg_is_refused(run, core, tmp_path):
+    result = run("ab-results", "ab_1", "--plot", str(tmp_path / "effect.png"))
+    assert result.exit_code == 2
+    assert "--plot" in result.stderr
+    assert core.calls == []
+
+
 def test_the_plot_is_written_where_asked(run, tmp_path):
     target = tmp_path / "out.svg"
     result = run("ab-results", "ab_1", "--plot", str(target))
