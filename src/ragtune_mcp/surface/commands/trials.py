@@ -63,7 +63,9 @@ def ab_results(
 ) -> None:
     """Show where a live comparison stands."""
     if plot and plot.suffix.lower() != ".svg":
-        raise typer.BadParameter(f"{plot} does not end in .svg; the plot is an SVG image", param_hint="--plot")
+        raise typer.BadParameter(
+            f"{plot} does not end in .svg; the plot is an SVG image", param_hint="--plot"
+        )
     with opened(context) as core:
         if replay:
             core.replay_ab_test(test_id)
