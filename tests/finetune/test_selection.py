@@ -5,8 +5,9 @@ from ragtune_mcp.core.finetune.selection import KeptStep, ValidationSet, choose_
 
 
 def test_many_validation_queries_decide_and_the_milder_of_equals_wins():
-    scores = {0.0: np.full(400, 0.3), 0.5: np.full(400, 0.4), 1.0: np.full(400, 0.4 - 0.0055 * 25 / 400)}
+    scores = {0.0: np.full(4000, 0.3), 0.5: np.full(4000, 0.4), 1.0: np.full(4000, 0.4)}
     assert choose_alpha(scores).alpha == 0.5
+    assert choose_alpha(scores | {1.0: np.full(4000, 0.41)}).alpha == 1.0
 
 
 def test_the_base_model_is_kept_when_enough_queries_say_so():
@@ -19,6 +20,12 @@ def test_the_base_model_is_kept_when_enough_queries_say_so():
 def test_a_handful_of_queries_does_not_overturn_what_was_measured_elsewhere():
     scores = {0.0: np.full(5, 0.5), 0.5: np.full(5, 0.49), 1.0: np.full(5, 0.47)}
     assert choose_alpha(scores).alpha == 1.0
+
+
+def test_a_dozen_queries_do_not_tell_two_interpolations_apart():
+    grid = {0.0: 0.50, 0.25: 0.53, 0.5: 0.55, 0.75: 0.53, 1.0: 0.53}
+    assert choose_alpha({a: np.full(14, score) for a, score in grid.items()}).alpha == 0.75
+    assert choose_alpha({a: np.full(1400, score) for a, score in grid.items()}).alpha == 0.5
 
 
 def test_a_clear_loss_on_few_queries_keeps_the_base_model():
