@@ -1,12 +1,13 @@
 """Indexing and searching beside a plain script that does the same work.
 
-    python scripts/bench/indexing.py [--chunks 10000] [--queries 200] [--data DIR]
+    python scripts/bench/indexing.py [--chunks 10000] [--queries 200] [--data DIR] [--only-searches]
 
 The plain script is what most people write: `SentenceTransformer.encode` over all texts and one Chroma
 client. Each measurement runs in a process of its own, one after the other, on the same texts: passages of
 80 words cut from the corpora under DIR (default ../shared/data). Times are wall times from the start of the
 work to its end, after imports and loading; CPU time and peak memory are those of the process, for ours with
-those of the store.
+those of the store. With --only-searches nothing is encoded but the queries: searching takes as long over
+random vectors.
 """
 
 from __future__ import annotations
@@ -137,6 +138,35 @@ def prepare(root: Path) -> dict[str, Any]:
     return {"base": str(base.path), "tuned": str(other)}
 
 
+def plant(root: Path) -> dict[str, Any]:
+    """Store random vectors for the corpus, in our index and in the plain script's collection."""
+    import chromadb
+    import numpy as np
+
+    from ragtune_mcp.core.retrieval.reindex import plan_index
+
+    ours = Ours(root)
+    ours.documents.apply(plan_index(ours.workspace, ours.documents, paths=["corpus.jsonl"]))
+    encoder = ours.pool.get(BASE, wait_s=120)
+    documents = list(ours.documents.documents(ours.documents.all_texts()).values())
+    vectors = np.random.default_rng(0).standard_normal((len(documents), encoder.dimension)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    collection = ours.index.begin(BASE, encoder)
+    plain = chromadb.PersistentClient(str(root / "plain")).get_or_create_collection(
+        "base", embedding_function=None, metadata={"hnsw:space": "cosine"}
+    )
+    for start in range(0, len(documents), 1000):
+        rows = slice(start, start + 1000)
+        ours.index.add(collection, encoder.digest, documents[rows], vectors[rows], encoded=0, seconds=0.0)
+        plain.upsert(
+            ids=[d.doc_id for d in documents[rows]],
+            embeddings=vectors[rows],
+            documents=[d.text for d in documents[rows]],
+        )
+    assert ours.index.publish(collection)
+    return {"documents": len(documents)}
+
+
 def plain_index(root: Path, model_folder: str, name: str) -> dict[str, Any]:
     import chromadb
     from chromadb.config import Settings
@@ -173,17 +203,24 @@ def warm_search(root: Path, queries: list[str]) -> dict[str, Any]:
     assert owner is not None
     name = Catalog(ours.index._catalog._db).find(BASE, "ready").name
     handle = connect("127.0.0.1", owner.port, ssl=False).get_collection(name, embedding_function=None)
-    bare, full = [], []
+    clock, cpu = dict[str, list[float]](bare=[], full=[]), dict[str, list[float]](bare=[], full=[])
+    actions = {
+        "bare": lambda query: handle.query(
+            query_embeddings=encoder.encode([query]), n_results=5, include=["distances"]
+        ),
+        "full": lambda query: ours.searcher.search(BASE, query, 5),
+    }
     for n, query in enumerate(queries):
-        started = time.perf_counter()
-        handle.query(query_embeddings=encoder.encode([query]), n_results=5, include=["distances"])
-        middle = time.perf_counter()
-        ours.searcher.search(BASE, query + " ?", 5)
-        ended = time.perf_counter()
-        if n >= 10:
-            bare.append(1000 * (middle - started))
-            full.append(1000 * (ended - middle))
-    return {"bare": quantiles(bare), "full": quantiles(full)}
+        for name in ("bare", "full") if n % 2 else ("full", "bare"):
+            started, used = time.perf_counter(), time.process_time()
+            actions[name](f"{query} {name}")
+            if n >= 10:
+                clock[name].append(1000 * (time.perf_counter() - started))
+                cpu[name].append(1000 * (time.process_time() - used))
+    return {name: quantiles(values) for name, values in clock.items()} | {
+        "added": statistics.median(full - bare for bare, full in zip(*clock.values(), strict=True)),
+        "added_cpu": statistics.median(full - bare for bare, full in zip(*cpu.values(), strict=True)),
+    }
 
 
 def cold_search(root: Path) -> dict[str, Any]:
@@ -211,6 +248,7 @@ def quantiles(values: list[float]) -> dict[str, float]:
 
 CHILDREN = {
     "prepare": lambda root, args: prepare(root),
+    "plant": lambda root, args: plant(root),
     "plain_index": lambda root, args: plain_index(root, args[0], args[1]),
     "ours": lambda root, args: Ours(root).update(args[0]),
     "warm_search": lambda root, args: warm_search(root, json.loads(Path(args[0]).read_text())),
@@ -227,12 +265,14 @@ def child(root: Path, task: str, *args: str) -> dict[str, Any]:
     return {"whole": time.perf_counter() - started, **answer}
 
 
-def measure(root: Path, texts: list[str], queries: list[str]) -> None:
-    from ragtune_mcp.core.retrieval.store import stop_store
-
+def measure(root: Path, texts: list[str], queries: list[str], *, only_searches: bool) -> None:
     n = len(texts)
     models = child(root, "prepare")
     write_corpus(root / "corpus.jsonl", texts)
+    if only_searches:
+        child(root, "plant")
+        measure_searches(root, queries, models["base"])
+        return
     table("first index", n, child(root, "plain_index", models["base"], "base"), child(root, "ours", BASE))
     changed = [f"changed {text}" if i % 100 == 0 else text for i, text in enumerate(texts)]
     write_corpus(root / "corpus.jsonl", changed)
@@ -240,17 +280,24 @@ def measure(root: Path, texts: list[str], queries: list[str]) -> None:
     table("other model", n, child(root, "plain_index", models["tuned"], "tuned"), child(root, "ours", TUNED))
     back = child(root, "ours", BASE)
     print(f"{'switch back':<12} ours {back['seconds']:8.2f} s, {back['encoded']} encoded")
+    measure_searches(root, queries, models["base"])
+
+
+def measure_searches(root: Path, queries: list[str], base: str) -> None:
+    from ragtune_mcp.core.retrieval.store import stop_store
+
     (root / "queries.json").write_text(json.dumps(queries))
     warm = child(root, "warm_search", str(root / "queries.json"))
-    added = warm["full"]["p50"] - warm["bare"]["p50"]
     print(
         f"warm search  bare encode + Chroma {warm['bare']['p50']:.1f} ms (p95 {warm['bare']['p95']:.1f}), "
-        f"ours {warm['full']['p50']:.1f} ms (p95 {warm['full']['p95']:.1f}), added {added:.1f} ms"
+        f"ours {warm['full']['p50']:.1f} ms (p95 {warm['full']['p95']:.1f}), added {warm['added']:.1f} ms "
+        f"(median of {len(queries) - 10} pairs; CPU time of the process {warm['added_cpu']:.1f} ms)",
+        flush=True,
     )
     running = child(root, "cold_search")["whole"]
     stop_store(Ours(root).workspace)
     stopped = child(root, "cold_search")["whole"]
-    plain = child(root, "cold_plain", models["base"])["whole"]
+    plain = child(root, "cold_plain", base)["whole"]
     print(
         f"cold search  process start to first result: {running:.2f} s with the store running, "
         f"{stopped:.2f} s without, {plain:.2f} s through sentence-transformers"
@@ -279,6 +326,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=10_000)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--only-searches", action="store_true")
     options = parser.parse_args()
     from ragtune_mcp.core.retrieval.store import stop_store
     from ragtune_mcp.core.settings import Settings
@@ -289,7 +337,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         try:
-            measure(root, texts, queries)
+            measure(root, texts, queries, only_searches=options.only_searches)
         finally:
             stop_store(Workspace(root, Settings.load(root)))
 

@@ -35,9 +35,9 @@ from ragtune_mcp.core.workspace import Workspace
 _LOCK_LIMIT_S = 300.0
 # SQLite allows 32,766 variables in one statement.
 _BATCH = 10_000
-# Chroma does not reuse the space of deleted vectors (docs/log.md). What was encoded beyond what is there has been
+# Deleted vectors keep costing space and time in Chroma (docs/log.md). What was encoded beyond what is there has been
 # deleted since.
-_WORN, _FEW = 10, 256
+_WORN, _FEW = 5, 256
 
 log = logging.getLogger(__name__)
 
