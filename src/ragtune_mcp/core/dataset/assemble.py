@@ -303,8 +303,9 @@ def _account(
     for judgement in rated.neutral:
         ratings = disputed.get((judgement.query, judgement.document_id))
         reason = "neutral_rating" if ratings is None else "contradictory"
-        said = f"{judgement.n_opinions} opinions" if ratings is None else " ".join(f"{r:g}" for r in ratings)
-        detail = f"document {judgement.document_id[:80]!r}: {said} pooled to {judgement.rating:.2f}"
+        counts = "" if ratings is None else f" ({_counted(ratings)})"
+        pooled = f"{judgement.n_opinions} opinions{counts} pooled to {judgement.rating:.2f}"
+        detail = f"document {judgement.document_id[:80]!r}: {pooled}"
         for i in judgement.feedback_ids:
             reasons[i] = Rejected(i, reason, detail)
     for pair in apart:
@@ -313,3 +314,7 @@ def _account(
     everything = [*rejected, *judged.rejected, *(r for i, r in reasons.items() if i not in used)]
     masked = (replace(r, detail=mask(r.detail)) for r in everything)
     return sorted(masked, key=lambda r: (r.feedback_id, r.reason, r.detail))
+
+
+def _counted(ratings: Sequence[float]) -> str:
+    return ", ".join(f"{n} of {rating:g}" for rating, n in sorted(Counter(ratings).items()))
