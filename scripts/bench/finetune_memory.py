@@ -4,8 +4,8 @@
 
 Every row is a process of its own that trains all-MiniLM-L6-v2 for two steps as `fine_tune` does with a named
 loss (all layers train) or with `auto` (lower half frozen, outputs kept). A batch is that many queries and as many
-documents, all of the full length. "part" is how many tokens are embedded with gradients at once. The last rows
-repeat the largest batch with less memory said to be free: it then goes in smaller parts.
+documents, all of the full length. "part" is how many tokens are embedded with gradients at once. The last row
+repeats the largest batch with less memory said to be free: it then goes in smaller parts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from bench_data import ROOT
 
 GIB = 1 << 30
-SHORT = (1.6, 1.2)
+SHORT = 1.6
 
 
 def main() -> None:
@@ -41,8 +41,7 @@ def main() -> None:
         for batch in arguments.batches:
             for tokens in arguments.tokens:
                 show(frozen=frozen, batch=batch, tokens=tokens, free=64.0)
-    for free in SHORT:
-        show(frozen=0, batch=max(arguments.batches), tokens=max(arguments.tokens), free=free)
+    show(frozen=0, batch=max(arguments.batches), tokens=max(arguments.tokens), free=SHORT)
 
 
 def show(**task: Any) -> None:
