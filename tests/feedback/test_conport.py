@@ -221,13 +221,13 @@ def test_the_program_is_found_beside_the_interpreter_without_path(monkeypatch):
 def test_on_a_fresh_workspace_another_starting_conport_is_waited_for(make_client, workspace, monkeypatch):
     looked: list[str] = []
 
-    def other_is_running(workspace_id: str) -> bool:
+    def running(workspace_id: str) -> list[int]:
         looked.append(workspace_id)
         if len(looked) == 3:
             conport_double.create(workspace.root)
-        return True
+        return [1]
 
-    monkeypatch.setattr(conport_launch, "_other_is_running", other_is_running)
+    monkeypatch.setattr(conport_launch, "running", running)
     make_client().log_custom_data({"category": "C", "key": "k", "value": 1})
     assert looked == [workspace.id] * 3
 

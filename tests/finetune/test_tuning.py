@@ -231,7 +231,9 @@ def test_when_memory_is_short_a_batch_goes_in_parts_with_the_same_result(tiny_mo
     assert tight.chosen["steps"] == whole.chosen["steps"]
     left, right = weights_of(whole), weights_of(tight)
     for name in left:
-        np.testing.assert_allclose(left[name], right[name], atol=1e-4, err_msg=name)
+        # Attention does not depend on the bias of its keys: the gradient is rounding, which Adam scales up.
+        if not name.endswith("attention.self.key.bias"):
+            np.testing.assert_allclose(left[name], right[name], atol=1e-4, err_msg=name)
 
 
 def test_a_run_that_does_not_fit_is_refused_before_it_starts(tiny_model, tmp_path, monkeypatch):
