@@ -44,6 +44,7 @@ def work(ctx: JobContext) -> dict[str, object]:
         "is_group_leader": os.getpgid(0) == os.getpid(),
         "cwd": os.getcwd(),
         "stdin_at_end": sys.stdin.read() == "",
+        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
     }
 
 

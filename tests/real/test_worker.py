@@ -89,6 +89,7 @@ def test_a_worker_is_detached_and_its_output_is_the_log(store, workspace):
         "is_group_leader": True,
         "cwd": str(workspace.root),
         "stdin_at_end": True,
+        "omp_wait_policy": "PASSIVE",
     }
     log = workspace.job(job.job_id).log.read_text()
     assert f"job {job.job_id} completed" in log

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ class LocalExecutor:
         try:
             done = subprocess.run(
                 [*launcher, str(workspace.root), *worker],
+                # Threads that wait by spinning take the cores from the person at work, and training stalls beside them.
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
