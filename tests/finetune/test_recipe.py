@@ -4,7 +4,7 @@ from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.recipe import choose_recipe
 
 
-@pytest.mark.parametrize(("positives", "epochs"), [(1, 8), (30, 8), (112, 7), (169, 5), (192, 4), (5000, 4)])
+@pytest.mark.parametrize(("positives", "epochs"), [(1, 8), (30, 8), (112, 6), (160, 4), (169, 4), (5000, 4)])
 def test_few_ratings_are_read_more_often_within_bounds(positives, epochs):
     recipe = choose_recipe(FineTuningConfig(), positives, 6)
     assert recipe.epochs == epochs

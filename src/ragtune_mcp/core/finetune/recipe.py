@@ -12,7 +12,7 @@ _LEARNING_RATE = 5e-5
 _WARMUP_SHARE = 0.1
 _NEGATIVES = 4
 # Few ratings are read more often, or the weights hardly move; more often than this only repeats them.
-_LEAST_STEPS = 48
+_LEAST_STEPS = 40
 _MOST_EPOCHS = 8
 _MARGIN = 0.05
 _ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
