@@ -20,7 +20,7 @@ from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.evaluation import Vectors, compare
 from ragtune_mcp.core.finetune.evaluation import report as evaluation_report
 from ragtune_mcp.core.finetune.examples import grades
-from ragtune_mcp.core.finetune.gate import MIN_QUERIES, GateVerdict, probe_correlation
+from ragtune_mcp.core.finetune.gate import MIN_QUERIES, GateVerdict, Verdict, probe_correlation
 from ragtune_mcp.core.finetune.intervals import paired_interval
 from ragtune_mcp.core.finetune.parts import document_ids
 from ragtune_mcp.core.finetune.progress import Progress, Report
@@ -149,7 +149,7 @@ def judge_student(differences: np.ndarray, teacher_probe: float, student_probe: 
     """
     found = paired_interval(differences)
     reasons: list[str] = []
-    verdict: Any = "warn"
+    verdict: Verdict = "warn"
     if found.n < MIN_QUERIES or found.mean is None or found.low is None:
         verdict = "block"
         reasons.append(
