@@ -7,8 +7,9 @@ from ragtune_mcp.core.errors import Conflict, DigestMismatch, NotReady
 
 
 @pytest.fixture
-def app(tmp_path):
+def app(tmp_path, monkeypatch):
     """A workspace whose challenger "one" has just won its test against the champion."""
+    monkeypatch.setenv("RAGTUNE_AB_SALT", "the same arms in every run")
     app = opened(tmp_path)
     serve(app, BASE, kind="base")
     (tmp_path / "a.md").write_text("# a\n\nhow do i roll back\n")

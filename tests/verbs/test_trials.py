@@ -19,8 +19,8 @@ def app(tmp_path):
 
 
 def running(app, ratings=0, **plan):
-    """A running test between two versions that answer from a table, with some ratings."""
-    trial = app.trials.start(BASE, "one", **plan)
+    """A running test between two versions that answer from a table, with some ratings; the arms are fixed."""
+    trial = app.trials.start(BASE, "one", salt="trials", **plan)
     hits = [FakeHit(f"d{i}", "text", "s", i, 1.0) for i in (1, 2, 3)]
     service = SearchService(app.db, app.trials, lambda *_: hits, lambda: BASE)
     for i in range(ratings):
