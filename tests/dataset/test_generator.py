@@ -278,3 +278,33 @@ def test_a_rating_that_was_not_used_is_found_with_its_reason(make, workspace):
     found = rejections(workspace.training_data, "id9")
     assert {i: r.reason for i, r in found.items()} == {built.dataset_id: "follow_up_without_context"}
     assert rejections(workspace.training_data, "id8") == {}
+
+
+def undecided_values():
+    """Ratings with a document between the thresholds, and twelve positives of one query."""
+    asked = {"query": question(0), "timestamp": NOON.timestamp()}
+    more = {
+        f"more{i}": {**asked, "documents": [{"id": f"p{i:02}", "text": f"Positive {i}.", "rating": 5}]}
+        for i in range(12)
+    }
+    neutral = {**asked, "documents": [{"id": "n", "text": "Neither good nor bad.", "rating": 3}]}
+    return values() | more | {"neutral": neutral}
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl", "triplets"])
+def test_a_data_set_names_what_must_not_be_a_negative_and_its_margin(make, form):
+    index = BagCorpus({f"d{i}": f"{question(i)} answered." for i in range(30)})
+    built = make(undecided_values(), corpus=index).build(options(export_format=form))
+    dataset = load_dataset(built.path)
+    (group,) = {p.query_group for p in dataset.pairs if p.query == question(0)}
+    assert dataset.excluded_negatives(group) == {"n", "d0", "p10", "p11"}
+    assert dataset.excluded_negatives("another group") == frozenset()
+    assert dataset.mining_margin == 0.1
+
+
+def test_without_an_index_or_a_manifest_there_is_no_margin(make, tmp_path):
+    built = make().build(options())
+    assert load_dataset(built.path).mining_margin is None
+    bare = load_dataset(built.path.rename(tmp_path / "bare.csv"))
+    assert bare.mining_margin is None
+    assert bare.excluded_negatives(bare.pairs[0].query_group) == frozenset()

@@ -65,6 +65,7 @@ class Assembled:
     Attributes:
         entries: feedback id -> ConPort key of every entry that was used.
         mined: how the hard negatives were mined; None without an index.
+        undecided: group -> document ids that no pair names and that must not be negatives of the group.
     """
 
     pairs: tuple[TrainingPair, ...]
@@ -74,6 +75,7 @@ class Assembled:
     read: int
     masked: Counter[str]
     mined: Mined | None
+    undecided: Mapping[str, set[str]]
 
     @property
     def ratings(self) -> int:
@@ -146,6 +148,7 @@ def assemble(
         read=batch.read,
         masked=base.cleaned.masked + base.judged.masked,
         mined=mined,
+        undecided=base.undecided,
     )
     if enforce_minimum:
         require_enough("usable ratings", result.ratings, options.min_ratings, len(used), rejected)
@@ -183,6 +186,7 @@ class _Rated(NamedTuple):
     judged: Judged
     pairs: list[TrainingPair]
     taboo: Mapping[str, set[str]]
+    undecided: Mapping[str, set[str]]
     used: frozenset[str]
     rejected: list[Rejected]
 
@@ -201,7 +205,8 @@ def _rate(batch: FeedbackBatch, options: DatasetOptions, sources: Sources, progr
     used = frozenset(i for pair in pairs for i in pair.feedback_ids)
     rejected = _account(cleaned.batch.rejected, judged, rated, apart, used)
     progress(0.5, f"{len(pairs)} rated pairs in {len(set(groups.values()))} query groups")
-    return _Rated(cleaned, judged, pairs, taboo_documents(pairs, _undecided(rated, groups)), used, rejected)
+    undecided = _undecided(rated, groups)
+    return _Rated(cleaned, judged, pairs, taboo_documents(pairs, undecided), undecided, used, rejected)
 
 
 def _with_hard_negatives(
@@ -253,6 +258,7 @@ def _documents_apart(pairs: Sequence[TrainingPair]) -> tuple[list[TrainingPair],
 
 
 def _undecided(rated: RatedPairs, groups: Mapping[str, str]) -> dict[str, set[str]]:
+    """Group -> documents on which users do not agree, and positives beyond the cap."""
     undecided: dict[str, set[str]] = defaultdict(set)
     for judgement in rated.neutral:
         if judgement.query in groups:

@@ -250,4 +250,8 @@ def _details(
         },
         "attributed": sorted(made.judged.attributed),
         "mining": None if mined is None else {"margin": mined.margin, "calibrated_on": mined.calibrated_on},
+        "excluded_negatives": {
+            "everywhere": [],
+            "groups": {group: sorted(ids) for group, ids in sorted(made.undecided.items())},
+        },
     }

@@ -66,6 +66,26 @@ class Dataset:
     pairs: tuple[TrainingPair, ...]
     manifest: Mapping[str, Any]
 
+    @property
+    def mining_margin(self) -> float | None:
+        """The margin hard negatives were mined with; None where none were, or where there is no manifest."""
+        mining = self.manifest.get("mining")
+        return None if mining is None else float(mining["margin"])
+
+    def excluded_negatives(self, group: str) -> frozenset[str]:
+        """Ids of documents that no query of the group may have as a negative, though no pair says so.
+
+        Args:
+            group: a query group of the pairs.
+
+        Returns:
+            Documents users are undecided about, positives beyond the cap, and those that only the test slice
+            may hold; empty where there is no manifest.
+        """
+        excluded = self.manifest.get("excluded_negatives", {})
+        everywhere, groups = excluded.get("everywhere", ()), excluded.get("groups", {})
+        return frozenset((*everywhere, *groups.get(group, ())))
+
 
 @dataclass(frozen=True, slots=True)
 class PairRules:
