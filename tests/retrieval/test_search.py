@@ -60,6 +60,21 @@ def test_a_deleted_document_is_not_found_even_before_the_index_is_synced(searche
     assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
 
 
+def test_vectors_left_behind_by_a_killed_removal_hide_nothing(searcher, fill, documents, index):
+    near = {f"gone{i:03}": f"common words {i}" for i in range(150)}
+    kept = {f"kept{i:02}": f"other things {i}" for i in range(20)}
+    fill({**near, **kept}, versions=("base",))
+    docs = tuple(document(i, t, origin=f"{i}.md") for i, t in kept.items())
+    documents.apply(documents.plan(Scan("files", docs, None)))
+    # The rows go first, then the vectors; this process was killed in between.
+    catalog, serving = index._catalog, index._catalog.find("base", "ready").name
+    catalog.forgot(serving, catalog.orphans(serving))
+    assert index.is_ready("base")
+    assert {hit.id[:4] for hit in searcher.search("base", "common words 3", 5)} == {"kept"}
+    assert len(searcher.search("base", "common words 3", 5)) == 5
+    assert {hit.id for hit in searcher.search("base", "common words", 50)} == set(kept)
+
+
 def test_hits_carry_the_present_text(searcher, fill):
     fill(TEXTS)
     fill({**TEXTS, "cat": "the dog sat on the mat"}, versions=())

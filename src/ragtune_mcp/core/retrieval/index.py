@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as AbstractCollection
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import Conflict, NotReady
@@ -40,6 +40,8 @@ _BATCH = 10_000
 _WORN, _FEW = 5, 256
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,17 +132,16 @@ class VectorIndex:
             NotReady: the version has no collection that serves.
             WrongEmbedder: the collection holds another model's vectors.
         """
-        collection = self._serving(version)
-        require_own(collection, digest, vectors)
-        try:
+
+        def ask(collection: Collection) -> list[list[Neighbour]]:
+            require_own(collection, digest, vectors)
             return self._ask(collection, vectors, k)
-        except VectorsGone:
-            # Another process may have switched to a new collection and dropped this one meanwhile.
-            successor = self._serving(version)
-            if successor.name == collection.name:
-                raise
-            require_own(successor, digest, vectors)
-            return self._ask(successor, vectors, k)
+
+        return self._of_serving(version, ask)
+
+    def stored(self, version: str) -> int:
+        """Vectors that Chroma holds in the version's serving collection, those without a row included."""
+        return self._of_serving(version, self._chroma.count)
 
     def usable(self, version: str, digest: str) -> Collection | None:
         """The version's serving collection when it belongs to this model and Chroma still has it."""
@@ -309,6 +310,17 @@ class VectorIndex:
             log.info("%s is being built by another process and stays", collection.name)
             return False
         return True
+
+    def _of_serving(self, version: str, ask: Callable[[Collection], T]) -> T:
+        collection = self._serving(version)
+        try:
+            return ask(collection)
+        except VectorsGone:
+            # Another process may have switched to a new collection and dropped this one meanwhile.
+            successor = self._serving(version)
+            if successor.name == collection.name:
+                raise
+            return ask(successor)
 
     def _ask(self, collection: Collection, vectors: Vectors, k: int) -> list[list[Neighbour]]:
         found = self._chroma.query(collection, vectors, k)

@@ -17,6 +17,8 @@ from ragtune_mcp.core.retrieval.index import VectorIndex
 # Asked for beyond k: documents deleted since the last sync still have a vector, and ties at rank k need
 # their ids.
 _MARGIN = 8
+# How many times as much is asked for when that was not enough.
+_WIDER = 8
 
 
 class SearchHit(NamedTuple):
@@ -74,17 +76,29 @@ class Searcher:
             raise NotReady("No documents are indexed yet.", hint="Call index_documents first.")
         encoder = self._encoders.get(version)
         vectors = self._encode(version, queries)
-        neighbours = self._index.query(version, encoder.digest, vectors, k + _MARGIN)
-        found = self._resolve(neighbours, k)
-        short = [i for i, hits in enumerate(found) if len(hits) < min(k, len(neighbours[i]))]
+        found = self._resolve(self._index.query(version, encoder.digest, vectors, k + _MARGIN), k)
+        short = [i for i, hits in enumerate(found) if len(hits) < k]
         if short:
-            # Many deleted documents stood in the way; ask once for everything rather than answer short.
-            wider = self._index.query(
-                version, encoder.digest, vectors[short], max(k, self._index.count(version))
-            )
+            self._widen(version, encoder.digest, vectors, k, found, short)
+        return found
+
+    def _widen(
+        self,
+        version: str,
+        digest: str,
+        vectors: Vectors,
+        k: int,
+        found: list[list[SearchHit]],
+        short: list[int],
+    ) -> None:
+        """Ask for more, up to everything, where what is stored but no longer exists stood in the way."""
+        # By the rows, not by what was answered: vectors without a row are left out of that already.
+        there, stored, asked = min(k, self._index.count(version)), self._index.stored(version), k + _MARGIN
+        while asked < stored and (short := [i for i in short if len(found[i]) < there]):
+            asked = min(asked * _WIDER, stored)
+            wider = self._index.query(version, digest, vectors[short], asked)
             for i, hits in zip(short, self._resolve(wider, k), strict=True):
                 found[i] = hits
-        return found
 
     def corpus(self, version: str) -> IndexedCorpus:
         """The documents as one version ranks them, for mining negatives."""
