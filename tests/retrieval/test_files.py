@@ -203,6 +203,61 @@ def test_a_link_that_leaves_the_workspace_is_skipped(workspace, write, tmp_path_
     assert scan.skipped == {"outside_workspace": 1}
 
 
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        (".env", "secret"),
+        ("deploy/prod.pem", "secret"),
+        (".git/config.md", "ignored"),
+        ("training_data/a.md", "ignored"),
+    ],
+)
+def test_a_link_to_what_is_never_read_is_not_read_under_its_own_name_either(workspace, write, target, reason):
+    write({target: "PASSWORD=hunter2"})
+    os.symlink(workspace.root / target, workspace.root / "notes.md")
+    os.symlink("notes.md", workspace.root / "again.md")
+    scan = scan_files(workspace, ["notes.md", "again.md"], frozenset({"notes.md"}))
+    assert scan.documents == ()
+    assert scan.skipped == {reason: 2}
+    assert "notes.md" in scan.replaces
+
+
+def test_a_link_to_a_plain_file_of_the_workspace_is_read(workspace, write):
+    write({"docs/a.md": "# A\n\nx"})
+    os.symlink(workspace.root / "docs" / "a.md", workspace.root / "b.md")
+    assert origins(scan_files(workspace, ["b.md"], frozenset())) == ["b.md"]
+
+
+@pytest.mark.parametrize("paths", [[], ["old", "ok.md"], ["**/*.md"]])
+@pytest.mark.parametrize("how", ["ignored", "environment", "own"])
+def test_files_of_a_folder_excluded_since_are_taken_out(workspace, write, how, paths):
+    write({"old/deep/a.md": "# A\n\nx", "old/b.md": "# B\n\ny", "ok.md": "# C\n\nz"})
+    known = frozenset(origins(scan_files(workspace, paths, frozenset())))
+    assert known == {"old/deep/a.md", "old/b.md", "ok.md"}
+    if how == "ignored":
+        write({".gitignore": "old/\n"})
+    elif how == "environment":
+        write({"old/pyvenv.cfg": ""})
+    else:
+        workspace.settings.training_data_path = "./old"
+    scan = scan_files(workspace, paths, known)
+    assert scan.replaces >= known
+    if how == "environment" and "old" in paths:
+        assert origins(scan) == sorted(known)  # a folder that is named is entered
+    else:
+        assert origins(scan) == ["ok.md"]
+        assert scan.skipped["ignored"] == 2
+
+
+def test_what_the_patterns_do_not_mean_stays(workspace, write):
+    write({"old/a.md": "# A\n\nx", "docs/b.md": "# B\n\ny", ".gitignore": "old/\n"})
+    known = frozenset({"old/a.md", "docs/b.md"})
+    assert scan_files(workspace, ["docs"], known).replaces == {"docs/b.md"}
+    assert scan_files(workspace, ["**/*.md", "!old"], known).replaces == {"docs/b.md"}
+    assert scan_files(workspace, ["old/a.md"], known).replaces == {"old/a.md"}
+    assert origins(scan_files(workspace, ["old/a.md"], known)) == ["old/a.md"]
+
+
 def test_a_file_of_unknown_kind_is_read_as_text_when_it_is_named(workspace, write):
     write({"LICENSE": "Do what you like.", "a.md": "# A\n\nx"})
     assert origins(scan_files(workspace, [], frozenset())) == ["a.md"]

@@ -13,7 +13,7 @@ from ragtune_mcp.core.retrieval.definitions import code_sections
 from ragtune_mcp.core.retrieval.documents import Document, Scan, storable
 from ragtune_mcp.core.retrieval.markup import markdown_sections, rst_sections, text_sections
 from ragtune_mcp.core.retrieval.reading import CONVERTED, Skip, convert, read_text, refuse_secret
-from ragtune_mcp.core.retrieval.walk import match_files
+from ragtune_mcp.core.retrieval.walk import is_private, match_files
 from ragtune_mcp.core.workspace import Workspace
 
 MARKDOWN = frozenset({".md", ".markdown", ".mdown", ".mdx"})
@@ -37,10 +37,10 @@ def scan_files(workspace: Workspace, patterns: Sequence[str], known: frozenset[s
         known: files indexed before, so that deleted ones are noticed.
 
     Returns:
-        Their documents. Replaced are the files matched now and the known ones that no longer exist, but not
-        those that could not be read just now. Skipped files are counted by reason: ignored, secret,
-        unsupported_type, too_large, binary, not_utf8, empty, generated, not_a_corpus, converter_missing,
-        not_convertible, outside_workspace, unreadable.
+        Their documents. Replaced are the files matched now, and the known ones that no longer exist or that are
+        ignored by now, but not those that could not be read just now. Skipped files are counted by reason:
+        ignored, secret, unsupported_type, too_large, binary, not_utf8, empty, generated, not_a_corpus,
+        converter_missing, not_convertible, outside_workspace, unreadable.
 
     Raises:
         InvalidInput: a pattern matches nothing.
@@ -76,7 +76,7 @@ def read_file(workspace: Workspace, path: str, *, named: bool) -> list[Document]
     Raises:
         Skip: it is not used.
     """
-    refuse_secret(path)
+    _refuse(workspace, path)
     suffix = PurePosixPath(path).suffix.lower()
     if suffix in CONVERTED:
         return cut("files", path, markdown_sections(convert(workspace, path, _CONVERTED_LIMIT), path))
@@ -85,6 +85,17 @@ def read_file(workspace: Workspace, path: str, *, named: bool) -> list[Document]
     if not (named or suffix in MARKDOWN | RST | TEXT | CODE):
         raise Skip("unsupported_type")
     return cut("files", path, _sections(path, suffix, read_text(workspace, path, _SIZE_LIMIT)))
+
+
+def _refuse(workspace: Workspace, path: str) -> None:
+    """Raise Skip for what must not be read, by the file's own name and by that of what it links to."""
+    refuse_secret(path)
+    real_root, real = workspace.root.resolve(), (workspace.root / path).resolve()
+    if real.is_relative_to(real_root):
+        target = real.relative_to(real_root).as_posix()
+        refuse_secret(target)
+        if is_private(workspace, target):
+            raise Skip("ignored")
 
 
 def _sections(path: str, suffix: str, text: str) -> list[Section]:

@@ -32,7 +32,10 @@ class Match(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """What the patterns match: files to read, and files excluded by `.gitignore` or as our own."""
+    """What the patterns match: files to read, and files excluded by `.gitignore` or as our own.
+
+    Of folders that are excluded only the files indexed before are listed: nobody else needs to be told.
+    """
 
     files: tuple[Match, ...]
     ignored: frozenset[str]
@@ -80,6 +83,12 @@ def match_files(workspace: Workspace, patterns: Sequence[str], known: frozenset[
                 ignored.add(path)
             elif path not in files or named:
                 files[path] = Match(path, named)
+    # Indexed before a rule or a setting came to exclude their folder, which is not entered any more.
+    for path in known - files.keys() - ignored:
+        is_meant = any(pattern.spec.match_file(path) for pattern in parsed if not pattern.excludes)
+        if is_meant and not any(spec.match_file(path) for spec in excluded):
+            if (workspace.root / path).is_file() and _is_left_out(workspace.root, path, rules, own):
+                ignored.add(path)
     for hit, pattern in zip(hits, parsed, strict=True):
         if not hit and not any(pattern.spec.match_file(path) for path in known):
             raise InvalidInput(
@@ -124,6 +133,28 @@ def _is_private(path: str, own: frozenset[str]) -> bool:
     return any(f in _SKIPPED_FOLDERS for f in folders) or any(path.startswith(f"{folder}/") for folder in own)
 
 
+def is_private(workspace: Workspace, path: str) -> bool:
+    """True for a file in a folder of tools or of our own; `path` is relative to the workspace, with "/"."""
+    return _is_private(path, _own_folders(workspace))
+
+
+def _is_left_out(root: Path, path: str, rules: _IgnoreRules, own: frozenset[str]) -> bool:
+    """Whether the walk does not come to a file, for the reasons that `_candidates` leaves things out."""
+    names = path.split("/")[:-1]
+    folders = ["".join(f"{name}/" for name in names[:n]) for n in range(len(names) + 1)]
+    for folder in folders:
+        rules.enter(folder)
+    return (
+        _is_private(path, own)
+        or any(_is_environment(root / folder) for folder in folders[1:])
+        or rules.ignores_any(path)
+    )
+
+
+def _is_environment(folder: Path) -> bool:
+    return (folder / "pyvenv.cfg").exists()
+
+
 def _candidates(
     root: Path, start: str, rules: _IgnoreRules, own: frozenset[str]
 ) -> Iterator[tuple[str, bool]]:
@@ -145,7 +176,7 @@ def _candidates(
             name
             for name in names
             if not _is_private(f"{prefix}{name}/", own)
-            and not os.path.exists(os.path.join(folder, name, "pyvenv.cfg"))
+            and not _is_environment(Path(folder, name))
             and not rules.ignores(f"{prefix}{name}/")
         )
         for file in sorted(files):
