@@ -179,3 +179,25 @@ def test_a_correction_of_a_rating_not_yet_settled_is_not_counted_before_it(world
     world.report.monitor()
     frozen = world.report.evidence(trial.test_id).metrics["response_quality"].frozen
     assert (sum(arm.n for arm in frozen), sum(arm.total for arm in frozen)) == (2, 8.0)
+
+
+@pytest.mark.parametrize("is_read_between", [True, False])
+def test_marks_are_what_an_interleaved_list_is_credited_by_also_when_ratings_follow(world, is_read_between):
+    world.rankings = {"base": list("abcd"), "tuned": list("dcba")}
+    trial = world.start(mode="interleave")
+    served = world.service.search("question", k=4)
+    world.outcomes.record(served.query_id, helpful_ids=["d"])
+    if is_read_between:
+        world.report.results()
+    world.outcomes.record(served.query_id, document_ratings={"a": 5, "d": 1})
+    kept = world.report.evidence(trial.test_id)
+    assert kept.credit.credits.total > 0.0
+    assert_same(kept, recomputed(world, trial))
+
+
+def test_ratings_count_before_marks_given_with_them(world):
+    world.rankings = {"base": list("abcd"), "tuned": list("dcba")}
+    trial = world.start(mode="interleave")
+    served = world.service.search("question", k=4)
+    world.outcomes.record(served.query_id, document_ratings={"d": 1}, helpful_ids=["d"])
+    assert world.report.evidence(trial.test_id).credit.credits.total < 0.0

@@ -24,6 +24,7 @@ from ragtune_mcp.core.experiment.ledger import AnswerEvent, ExposureEvent
 from ragtune_mcp.core.experiment.metrics import METRICS, QUALITY, Metric
 from ragtune_mcp.core.experiment.statistics import EMPTY, JointMoments, Moments
 from ragtune_mcp.core.experiment.units import (
+    ON_DOCUMENTS,
     First,
     UnitChange,
     current_value,
@@ -32,7 +33,7 @@ from ragtune_mcp.core.experiment.units import (
 )
 
 # A checkpoint of another format is not read: the log rebuilds it.
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 POSITIVE_RATING = 4.0
 HARM_MIN_QUERIES = 20
 _EVERY_POINT_UP_TO = 40
@@ -195,7 +196,7 @@ class CreditEvidence:
             query
             for change in changes
             if (query := first_credited(change))
-            and not any(o.kind in ("document", "helpful") for o in change.before)
+            and not any(o.kind in ON_DOCUMENTS for o in change.before)
         ]
         for query in sorted(fresh):
             no_mean = query.are_marks or not self.n_ratings

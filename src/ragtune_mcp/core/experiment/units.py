@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ragtune_mcp.core.experiment.interleaving import HELPFUL_RATING
 from ragtune_mcp.core.experiment.metrics import RELEVANCE, Metric, relevance_score
+
+# What an interleaved list is credited by.
+ON_DOCUMENTS = ("document", "helpful")
 
 
 class Opinion(NamedTuple):
@@ -70,25 +73,27 @@ def current_value(metric: Metric, opinions: Iterable[Opinion]) -> float | None:
 
 def first_value(metric: Metric, change: UnitChange) -> First | None:
     """The value of the first submission on this metric, with edits made in time; None without one."""
-    first = _first_submission(change, metric.kind)
+    first = _first_submission(change, (metric.kind,))
     return First(first[0].seq, _value(metric, first)) if first else None
 
 
 def first_credited(change: UnitChange) -> CreditedQuery | None:
-    """The first submission on documents of an interleaved list; helpful marks where no document is rated."""
-    rated = _first_submission(change, "document")
+    """The first submission on documents of an interleaved list; its helpful marks where it rates none.
+
+    One submission and no later one, so that the credit does not depend on what was said when it was read.
+    """
+    first = _first_submission(change, ON_DOCUMENTS)
+    rated = [o for o in first if o.kind == "document"]
     if rated:
         return CreditedQuery(rated[0].seq, tuple((o.value, o.gap or 0.0) for o in rated), are_marks=False)
-    marked = _first_submission(change, "helpful")
-    if marked:
-        return CreditedQuery(
-            marked[0].seq, tuple((HELPFUL_RATING, o.gap or 0.0) for o in marked), are_marks=True
-        )
+    if first:
+        marks = tuple((HELPFUL_RATING, o.gap or 0.0) for o in first)
+        return CreditedQuery(first[0].seq, marks, are_marks=True)
     return None
 
 
-def _first_submission(change: UnitChange, kind: str) -> list[Opinion]:
-    of_kind = [o for o in change.after if o.kind == kind and o.replaces is None]
+def _first_submission(change: UnitChange, kinds: Collection[str]) -> list[Opinion]:
+    of_kind = [o for o in change.after if o.kind in kinds and o.replaces is None]
     return [
         o._replace(value=change.edits.get(o.seq, o.value))
         for o in of_kind
