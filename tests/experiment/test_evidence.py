@@ -173,7 +173,7 @@ def test_a_correction_of_a_rating_not_yet_settled_is_not_counted_before_it(world
     world.clock.forward(minutes=5)
     world.outcomes.record(served.query_id, 5)
     world.clock.forward(minutes=4, seconds=30)
-    watched = world.report.monitor()
+    (watched,) = world.report.monitor()
     assert watched.baseline_metrics["n_rated"] + watched.test_metrics["n_rated"] == 1
     world.clock.forward(minutes=10)
     world.report.monitor()

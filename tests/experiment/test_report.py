@@ -94,19 +94,32 @@ def test_a_worse_model_is_stopped_at_once(world):
 def test_the_watch_stops_a_harmful_test_without_anyone_asking(world):
     world.start()
     world.rate_by_arm(60, 5, 2)
-    assert world.report.monitor().status == "active"  # nothing is settled yet
+    assert world.report.monitor()[0].status == "active"  # nothing is settled yet
     world.clock.forward(minutes=11)
-    assert world.report.monitor().recommendation == "keep_baseline"
-    assert world.report.monitor() is None
+    assert world.report.monitor()[0].recommendation == "keep_baseline"
+    assert world.report.monitor() == ()
 
 
 def test_the_watch_leaves_the_final_look_until_late_feedback_cannot_come(world):
     world.start(duration_hours=24)
     world.rate_by_arm(80, 4, 5)
     world.clock.forward(hours=25)
-    assert world.report.monitor() is None
+    assert world.report.monitor() == ()
     world.clock.forward(hours=2)
-    assert world.report.monitor().recommendation == "deploy_test_model"
+    assert world.report.monitor()[0].recommendation == "deploy_test_model"
+
+
+def test_the_watch_decides_an_ended_test_also_after_the_next_one_has_started(world):
+    first = world.start(duration_hours=24)
+    world.rate_by_arm(80, 4, 5)
+    world.clock.forward(hours=25)
+    second = world.start()
+    world.clock.forward(hours=2)
+    readings = world.report.monitor()
+    assert [(r.test_id, r.recommendation) for r in readings] == [
+        (first.test_id, "deploy_test_model"),
+        (second.test_id, "continue"),
+    ]
 
 
 def test_the_one_final_look_uses_the_fixed_horizon_test(world):

@@ -68,6 +68,54 @@ def test_a_stopped_test_is_told_to_conport_and_leaves_its_page_without_anyone_re
     assert "stopped: enough seen" in page
 
 
+def end_by_circuit_breaker(app):
+    """Searches that a broken test version fails, until the test has ended."""
+
+    def answer(version, query, k):
+        if version == "one":
+            raise RuntimeError("does not load")
+        return [FakeHit("d1", "text", "s", 1, 1.0)]
+
+    service = SearchService(app.db, app.trials, answer, lambda: BASE)
+    for i in range(20):
+        service.search(f"broken {i}")
+    assert app.trials.active() is None
+
+
+def test_a_test_ended_by_its_circuit_breaker_is_told_and_leaves_its_page(app):
+    trial = running(app)
+    app.watch_test()
+    end_by_circuit_breaker(app)
+    app.watch_test()
+    told = in_conport(app, "ABTests")[trial.test_id]
+    assert (told["status"], told["recommendation"]) == ("completed", "keep_baseline")
+    assert "circuit breaker" in (app.workspace.reports / f"{trial.test_id}.md").read_text(encoding="utf-8")
+
+
+def test_an_end_that_a_killed_process_did_not_tell_is_told_once_by_the_next(app, tmp_path):
+    trial = running(app, 12)
+    app.trials.stop(trial.test_id, "enough seen")
+    app.ab_report.results(trial.test_id)  # latched; the process dies before it tells
+    other = opened(tmp_path)
+    other.watch_test()
+    assert in_conport(other, "ABTests")[trial.test_id]["status"] == "stopped"
+    with other.db.transaction() as connection:
+        connection.execute("DELETE FROM outbox")  # delivered
+    other.watch_test()
+    app.watch_test()
+    app.ab_results(trial.test_id)
+    assert app.outbox.pending() == 0
+    other.close()
+
+
+def test_an_ended_test_is_told_although_the_next_one_has_started(app):
+    first = running(app, 12)
+    app.trials.stop(first.test_id, "enough seen")
+    running(app)
+    app.watch_test()
+    assert in_conport(app, "ABTests")[first.test_id]["status"] == "stopped"
+
+
 def test_the_split_of_a_running_test_can_be_changed_and_is_told(app):
     trial = running(app, 4, split=0.2)
     assert app.set_ab_split(trial.test_id, 0.5).status == "active"

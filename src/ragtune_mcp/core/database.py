@@ -20,7 +20,10 @@ from ragtune_mcp.core.errors import IntegrityError
 
 _INITIAL = ("feedback", "jobs", "models", "retrieval", "experiment")
 # Migrations run in order, each once and in one transaction; a released one is never edited.
-MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (("001_initial", _INITIAL),)
+MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("001_initial", _INITIAL),
+    ("002_told", ("experiment_told",)),
+)
 _BUSY_TIMEOUT_S = 30.0
 
 

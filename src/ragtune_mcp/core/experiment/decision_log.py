@@ -34,6 +34,35 @@ def last_entry(conn: sqlite3.Connection, test_id: str) -> str:
     return "" if row is None else str(row[0])
 
 
+def undecided(conn: sqlite3.Connection) -> list[str]:
+    """Tests without a final decision, oldest first."""
+    rows = conn.execute(
+        "SELECT test_id FROM trials WHERE test_id NOT IN (SELECT test_id FROM decisions WHERE is_final = 1)"
+        " ORDER BY rowid"
+    )
+    return [row["test_id"] for row in rows]
+
+
+def untold(conn: sqlite3.Connection) -> list[str]:
+    """Decided tests whose end nobody was told, oldest first."""
+    rows = conn.execute(
+        "SELECT test_id FROM trials WHERE told = ''"
+        " AND test_id IN (SELECT test_id FROM decisions WHERE is_final = 1) ORDER BY rowid"
+    )
+    return [row["test_id"] for row in rows]
+
+
+def told(conn: sqlite3.Connection, test_id: str) -> str:
+    """The mark left by `mark_told`, "" without one."""
+    row = conn.execute("SELECT told FROM trials WHERE test_id = ?", (test_id,)).fetchone()
+    return str(row["told"])
+
+
+def mark_told(conn: sqlite3.Connection, test_id: str, mark: str) -> None:
+    """Remember what was told of an ended test; belongs in the transaction that tells it."""
+    conn.execute("UPDATE trials SET told = ? WHERE test_id = ?", (mark, test_id))
+
+
 def logged_decisions(conn: sqlite3.Connection, test_id: str) -> list[dict[str, Any]]:
     """The log of a test, oldest first: at, recommendation, reasons, n."""
     rows = conn.execute("SELECT * FROM decisions WHERE test_id = ? ORDER BY seq", (test_id,))

@@ -14,6 +14,7 @@ from ragtune_mcp.core.experiment.decision_log import (
     final_decision,
     log_decision,
     logged_decisions,
+    undecided,
 )
 from ragtune_mcp.core.experiment.evidence import Evidence
 from ragtune_mcp.core.experiment.findings import Findings, findings_of, remaining_text
@@ -60,24 +61,23 @@ class AbReport:
             trial = self._trials.get(test_id) if test_id else self._trials.latest()
             return self._read(trial, settled_before=None)
 
-    def monitor(self) -> Reading | None:
-        """Look at the running test unasked, after feedback, so that harm or a win ends it at once.
+    def monitor(self) -> tuple[Reading, ...]:
+        """Look unasked at the tests not decided yet, after feedback, so that harm or a win ends one at once.
 
         Uses only feedback that can no longer be edited, and leaves the look at the planned end to `results`
         until late feedback can no longer arrive.
 
         Returns:
-            The results, None while no test is due for a look.
+            The results of the tests that were due for a look, oldest first.
         """
         now = self._clock()
         with self._live.look() as conn:
-            row = conn.execute("SELECT test_id FROM trials ORDER BY rowid DESC LIMIT 1").fetchone()
-            trial = self._trials.get(row["test_id"]) if row else None
-            if trial is None or final_decision(conn, trial.test_id) is not None:
-                return None
-            if trial.ended_as_planned and now <= trial.grace_ends_at:
-                return None
-            return self._read(trial, settled_before=now - EDIT_WINDOW if trial.is_running else None)
+            trials = [self._trials.get(test_id) for test_id in undecided(conn)]
+            return tuple(
+                self._read(trial, settled_before=now - EDIT_WINDOW if trial.is_running else None)
+                for trial in trials
+                if not trial.ended_as_planned or now > trial.grace_ends_at
+            )
 
     def evidence(self, test_id: str) -> Evidence:
         """A copy of the running statistics behind the results, for plots and reports."""

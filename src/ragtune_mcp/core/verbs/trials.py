@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from ragtune_mcp.core.clock import to_iso, utc_now
 from ragtune_mcp.core.errors import Conflict, FeatureDisabled, GateBlocked, InvalidInput, NotReady
-from ragtune_mcp.core.experiment.decision_log import final_decision
+from ragtune_mcp.core.experiment.decision_log import final_decision, mark_told, told, untold
 from ragtune_mcp.core.experiment.plot import effect_svg
 from ragtune_mcp.core.experiment.ramp import RampOutcome
 from ragtune_mcp.core.experiment.reading import Reading
@@ -19,6 +18,7 @@ from ragtune_mcp.core.experiment.trials import Trial
 from ragtune_mcp.core.models.registry import ModelVersion
 from ragtune_mcp.core.results import AbResults, AbTestStarted, Recommendation, VariantMetrics
 from ragtune_mcp.core.verbs.training import TrainingVerbs
+from ragtune_mcp.core.workspace import sha256_text
 
 _REPLAY_WARM_UP_S = 60.0
 METRICS = ("response_quality", "relevance_score", "user_satisfaction")
@@ -89,11 +89,12 @@ class TrialVerbs(TrainingVerbs):
         return answer
 
     def watch_test(self) -> None:
-        """Look at the running test unasked, so that harm, a win or its planned end is acted on and told."""
-        reading = self.ab_report.monitor()
-        if reading is not None:
-            self._log_end_of_trial(_result(reading))
+        """Look at tests unasked, so that harm, a win or a planned end is acted on, and every end told."""
         self._watch_ramp()
+        self.ab_report.monitor()
+        # Also ends decided elsewhere: by the circuit breaker, or by a process that died before it told.
+        for test_id in untold(self.db.connection):
+            self._log_end_of_trial(_result(self.ab_report.results(test_id)))
 
     def stop_ab_test(self, test_id: str, reason: str) -> AbResults:
         """End a test early; the baseline serves all queries again."""
@@ -239,10 +240,13 @@ class TrialVerbs(TrainingVerbs):
 
     def _log_end_of_trial(self, answer: AbResults) -> None:
         # Only what is new: people read the results of an ended test as often as they like.
-        if answer.status != "active" and self._told.get(answer.test_id) != answer:
+        mark = sha256_text(answer.model_dump_json())
+        if answer.status == "active" or told(self.db.connection, answer.test_id) == mark:
+            return
+        self.report_ab_test(answer.test_id)
+        with self.db.transaction() as conn:
             self._log_trial(self.trials.get(answer.test_id), answer.model_dump(mode="json"))
-            self.report_ab_test(answer.test_id)
-            self._told[answer.test_id] = answer
+            mark_told(conn, answer.test_id, mark)
 
     def _log_trial(self, trial: Trial, outcome: dict[str, object]) -> None:
         # Every write replaces the row, so what was decided is said again in each.
@@ -253,11 +257,6 @@ class TrialVerbs(TrainingVerbs):
             else {}
         )
         self.outbox.put_custom_data("ABTests", trial.test_id, {**summary(trial), **decided, **outcome})
-
-    @cached_property
-    def _told(self) -> dict[str, AbResults]:
-        """The results of ended tests that ConPort was told by this process."""
-        return {}
 
 
 def _result(reading: Reading) -> AbResults:
