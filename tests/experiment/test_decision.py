@@ -79,6 +79,26 @@ CASES = {
         INCONCLUSIVE,
         "relevance_score",
     ),
+    "an unclear guardrail blocks a win by p_anytime at the planned end": (
+        replace(ENDED, p_anytime=0.001, p_fixed=0.2, guardrails={"relevance_score": Guard.UNCLEAR}),
+        INCONCLUSIVE,
+        "p_anytime 0.001 <= 0.01, but not shown to be no worse on: relevance_score",
+    ),
+    "an unclear guardrail blocks a win by p_anytime of a stopped test": (
+        replace(STOPPED, p_anytime=0.001, guardrails={"relevance_score": Guard.UNCLEAR}),
+        INCONCLUSIVE,
+        "relevance_score",
+    ),
+    "a guardrail without ratings does not block a win by p_anytime at the end": (
+        replace(ENDED, p_anytime=0.001, guardrails={"relevance_score": Guard.NO_DATA}),
+        DEPLOY,
+        "better",
+    ),
+    "a guardrail still unclear does not block an early win": (
+        replace(RUNNING, p_anytime=0.001, guardrails={"relevance_score": Guard.UNCLEAR}),
+        DEPLOY,
+        "better",
+    ),
     "a guardrail without ratings is named": (
         replace(ENDED, p_fixed=0.01, guardrails={"user_satisfaction": Guard.NO_DATA}),
         DEPLOY,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -23,7 +23,7 @@ class Recommendation(StrEnum):
 
 
 class Guard(StrEnum):
-    """State of a guardrail: `UNCLEAR` blocks the deployment at the end, `FAILED` any, `HARMED` stops."""
+    """State of a guardrail: `UNCLEAR` blocks a deployment once the test is over, `FAILED` any, `HARMED` stops."""
 
     OK = "ok"
     UNCLEAR = "unclear"
@@ -95,9 +95,16 @@ class Facts:
         """30 rated units in each arm."""
         return min(self.rated) >= MIN_RATED_PER_ARM
 
-    def guards_in(self, state: Guard) -> list[str]:
-        """Names of the guardrails in a state."""
-        return [name for name, guard in self.guardrails.items() if guard is state]
+    def guards_in(self, *states: Guard) -> list[str]:
+        """Names of the guardrails in any of the states."""
+        return [name for name, guard in self.guardrails.items() if guard in states]
+
+    @property
+    def obstacles(self) -> list[str]:
+        """What forbids a deployment now; an unclear guardrail only once no rating can clear it any more."""
+        blocking = (Guard.FAILED, Guard.UNCLEAR) if self.is_over else (Guard.FAILED,)
+        unproven = self.guards_in(*blocking)
+        return [f"not shown to be no worse on: {', '.join(unproven)}"] if unproven else []
 
 
 def decide(facts: Facts) -> Decision:
@@ -108,12 +115,29 @@ def decide(facts: Facts) -> Decision:
     harm = _harm(facts)
     if harm:
         return Decision(Recommendation.KEEP, tuple(harm), is_final=True)
-    if _wins_early(facts):
-        reason = f"p_anytime {facts.p_anytime:.2g} <= {facts.early_alpha:.2g}: the test model is better"
-        return Decision(Recommendation.DEPLOY, (reason, *_caveats(facts)), is_final=True)
+    if _is_better_early(facts):
+        found = f"p_anytime {facts.p_anytime:.2g} <= {facts.early_alpha:.2g}"
+        if facts.is_over or not facts.obstacles:
+            return _deploy(facts, found)
+        return Decision(
+            Recommendation.CONTINUE, (_but(found, facts.obstacles), facts.remaining), is_final=False
+        )
     if not facts.is_over:
         return Decision(Recommendation.CONTINUE, (facts.remaining,), is_final=False)
     return _at_the_end(facts)
+
+
+def _deploy(facts: Facts, found: str) -> Decision:
+    """What a better primary metric leads to, unless something stands against it."""
+    if facts.obstacles:
+        return Decision(Recommendation.INCONCLUSIVE, (_but(found, facts.obstacles),), is_final=True)
+    return Decision(
+        Recommendation.DEPLOY, (f"{found}: the test model is better", *_caveats(facts)), is_final=True
+    )
+
+
+def _but(found: str, obstacles: Sequence[str]) -> str:
+    return f"{found}, but {'; '.join(obstacles)}"
 
 
 def _broken(facts: Facts) -> list[str]:
@@ -142,12 +166,12 @@ def _harm(facts: Facts) -> list[str]:
     return reasons
 
 
-def _wins_early(facts: Facts) -> bool:
+def _is_better_early(facts: Facts) -> bool:
     if facts.difference is None or facts.difference <= 0 or not facts.has_enough:
         return False
     # The minimum keeps a test from ending before it saw a day; one that is over has nothing left to wait for.
     waited = facts.is_over or facts.elapsed_s >= min(MIN_ELAPSED_S, facts.duration_s)
-    return facts.is_evident_early and waited and not facts.guards_in(Guard.FAILED)
+    return facts.is_evident_early and waited
 
 
 def _at_the_end(facts: Facts) -> Decision:
@@ -167,12 +191,7 @@ def _at_the_end(facts: Facts) -> Decision:
         found = f"p_value {facts.p_fixed:.2g} <= {facts.final_alpha:.2g} at the planned end"
         if difference < 0:
             return final(Recommendation.KEEP, f"{found}: the test model is worse")
-        unclear = [*facts.guards_in(Guard.FAILED), *facts.guards_in(Guard.UNCLEAR)]
-        if unclear:
-            return final(
-                Recommendation.INCONCLUSIVE, f"{found}, but not shown to be no worse on: {', '.join(unclear)}"
-            )
-        return final(Recommendation.DEPLOY, f"{found}: the test model is better", *_caveats(facts))
+        return _deploy(facts, found)
     if facts.interval and -facts.margin < facts.interval[0] and facts.interval[1] < facts.margin:
         return final(Recommendation.KEEP, f"equivalent: the 95 % interval lies inside +-{facts.margin:g}")
     p = "not available" if facts.p_fixed is None else f"{facts.p_fixed:.2g} > {facts.final_alpha:.2g}"
