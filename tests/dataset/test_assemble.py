@@ -188,6 +188,49 @@ def test_documents_can_be_kept_apart():
     assert not tested & {p.document_id for p in result.pairs if p.split != "test"}
 
 
+@pytest.mark.parametrize("copies", ["", "copy of "], ids=["by id", "by text"])
+def test_no_negative_and_no_synthetic_pair_holds_a_document_kept_apart(copies):
+    # Headings ask what nobody rated; the documents of all 40 questions are positives of one query each.
+    texts = {f"d{i}": f"Heading {question(i + 300)}\n\n{question(i)} {question(i + 1)} so" for i in range(40)}
+    body = " ".join(["word"] * 20)
+    texts = {i: f"{text} {body}" for i, text in texts.items()}
+    records = [
+        entry(f"f{i}", question(i), documents=(
+            RatedDocument(f"d{i}", text=texts[f"d{i}"], rating=5),
+            RatedDocument(f"low{i}", text=f"Low {question(i + 100)}.", rating=1),
+        ))
+        for i in range(40)
+    ]  # fmt: skip
+    index = BagCorpus(texts | {f"{copies}{i}": text for i, text in texts.items()})
+    options = DatasetOptions(0, 0, 0, include_synthetic=True, keep_documents_apart=True)
+    result = made(records, options, Sources(index, index))
+    tested = {p.document for p in result.pairs if p.split == "test" and p.kind == "positive"}
+    others = [p for p in result.pairs if p.split != "test"]
+    kinds = {p.kind for p in others}
+    # A heading that two documents have asks for neither.
+    assert tested and "hard_negative" in kinds and ("synthetic" in kinds) == (not copies)
+    assert not tested & {p.document for p in others}
+    assert set(result.excluded[""]) == {
+        p.document_id for p in result.pairs if p.split == "test" and p.kind == "positive"
+    }
+
+
+@pytest.mark.parametrize(("rating", "kind"), [(1, "negative"), (3, None)])
+@pytest.mark.parametrize("heading", ["{}", "{}!", "Please {}"], ids=["same", "same words", "similar"])
+def test_no_synthetic_positive_contradicts_a_rating(tmp_path, rating, kind, heading):
+    asked = question(0)
+    text = f"{heading.format(asked)}\n\n{' '.join(['word'] * 20)}"
+    records = [*ratings(40)[1:], rated("own", {"x": 5}, asked)]
+    # In train by its hash, among so many: the other splits refuse synthetic pairs anyway.
+    records.append(entry("low", asked, documents=(RatedDocument("s", text=text, rating=rating),)))
+    options = DatasetOptions(0, 0, 0, include_hard_negatives=False, include_synthetic=True)
+    result = made(records, options, Sources(documents=BagCorpus({"s": text})))
+    assert {p.split for p in result.pairs if p.query == asked} == {"train"}
+    assert [p.kind for p in result.pairs if p.document_id == "s"] == ([kind] if kind else [])
+    export_pairs(result.pairs, tmp_path / "x.csv")
+    assert validate(load_dataset(tmp_path / "x.csv")).problems == ()
+
+
 def test_by_time_the_newest_questions_are_tested_on():
     result = made(ratings(40), DatasetOptions(0, 0, 0, by_time=True))
     assert {p.query for p in result.pairs if p.split == "test"} == {question(i) for i in range(13)}

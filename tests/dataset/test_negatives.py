@@ -4,6 +4,7 @@ import pytest
 from tests.dataset.samples import VectorCorpus, pair, question
 
 from ragtune_mcp.core.dataset.negatives import (
+    EVERYWHERE,
     MiningRules,
     easy_negatives,
     mine_hard_negatives,
@@ -59,6 +60,36 @@ def test_judged_and_taboo_documents_are_never_mined():
 def test_copies_of_a_positive_and_of_each_other_are_not_mined():
     texts = {**TEXTS, "good": "Text  of pos.", "easy": "Text of far."}
     assert [p.document_id for p in mined(texts=texts, per_query=9).pairs] == ["easy", "low"]
+
+
+@pytest.mark.parametrize(
+    ("judged", "indexed"),
+    [
+        ("Ask  Ann about it.", "Ask Ann about it."),
+        ("Ask [EMAIL].", "Ask ann@mail.com."),
+        ("The cache.", "<p>The <b>cache</b>.</p>"),
+        ("<p>The <b>cache</b>.</p>", "The cache."),
+    ],
+    ids=["white space", "masked", "carried without HTML", "indexed with HTML"],
+)
+def test_a_taboo_document_is_not_used_under_another_id(judged, indexed):
+    similar = "how is the cache reset now"
+    relevant = pair(similar, judged, document_id="elsewhere")
+    taboo = taboo_documents([relevant], {})
+    low = pair(similar + " please", indexed, document_id="low2", kind="negative")
+    assert [p.document_id for p in mined(texts={**TEXTS, "good": indexed}, taboo=taboo).pairs] == [
+        "easy",
+        "low",
+        "far",
+    ]
+    if indexed != "Ask ann@mail.com.":  # pairs hold masked texts
+        assert not similar_query_negatives([POSITIVE, low], 4, taboo=taboo)
+        other = pair(question(1), indexed, document_id="other", query_group="g2")
+        assert {p.query for p in easy_negatives([POSITIVE, other], 9, 1, taboo=taboo)} == {question(1)}
+
+
+def test_what_is_taboo_everywhere_is_used_for_no_group():
+    assert "good" not in {p.document_id for p in mined(taboo={EVERYWHERE: {"good"}}).pairs}
 
 
 def test_a_query_whose_positive_is_not_retrieved_gives_none():
@@ -165,4 +196,7 @@ def test_easy_negatives_end_where_documents_end():
 
 def test_taboo_are_positives_of_the_group_and_the_undecided():
     pairs = [POSITIVE, pair(Q, "Bad.", document_id="bad", kind="negative")]
-    assert taboo_documents(pairs, {"g1": {"maybe"}, "g2": {"x"}}) == {"g1": {"maybe", "pos"}, "g2": {"x"}}
+    assert taboo_documents(pairs, {"g1": {"maybe"}, "g2": {"x"}}) == {
+        "g1": {"maybe", "pos", "Text of pos."},
+        "g2": {"x"},
+    }

@@ -12,14 +12,16 @@ rejected under one reason: those of cleaning and judging, and of this stage
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ragtune_mcp.core.dataset.grouping import group_queries
 from ragtune_mcp.core.dataset.negatives import (
+    EVERYWHERE,
     Mined,
     MiningRules,
+    document_names,
     easy_negatives,
     mine_hard_negatives,
     similar_query_negatives,
@@ -42,7 +44,7 @@ from ragtune_mcp.core.feedback.cleaning import Cleaned, clean
 from ragtune_mcp.core.feedback.judgements import DocumentCatalogue, Judged, JudgementOptions, judge
 from ragtune_mcp.core.feedback.masking import mask
 from ragtune_mcp.core.feedback.records import FeedbackBatch, Judgement, Rejected
-from ragtune_mcp.core.feedback.text import text_key
+from ragtune_mcp.core.feedback.text import query_key
 
 Progress = Callable[[float, str], None]
 # Easy negatives may close a small gap to the minimum, not stand in for ratings nobody gave.
@@ -65,7 +67,7 @@ class Assembled:
     Attributes:
         entries: feedback id -> ConPort key of every entry that was used.
         mined: how the hard negatives were mined; None without an index.
-        undecided: group -> document ids that no pair names and that must not be negatives of the group.
+        excluded: group -> document ids that no pair of it names and that must not be its negatives.
     """
 
     pairs: tuple[TrainingPair, ...]
@@ -75,7 +77,7 @@ class Assembled:
     read: int
     masked: Counter[str]
     mined: Mined | None
-    undecided: Mapping[str, set[str]]
+    excluded: Mapping[str, set[str]]
 
     @property
     def ratings(self) -> int:
@@ -138,7 +140,9 @@ def assemble(
         negatives = sum(pair.kind in NEGATIVE_KINDS for pair in pairs)
         require_enough("negative pairs", negatives, options.min_negative_samples, len(used), rejected)
     if options.include_synthetic and sources.documents is not None:
-        pairs = _merged(pairs, synthetic_pairs(sources.documents.all_texts(), pairs, options.seed))
+        refused = _refused(base, pairs)
+        more = synthetic_pairs(sources.documents.all_texts(), pairs, options.seed, refused=refused)
+        pairs = _merged(pairs, more)
     check_split(pairs)
     result = Assembled(
         pairs=tuple(sorted(pairs, key=canonical)),
@@ -148,7 +152,7 @@ def assemble(
         read=batch.read,
         masked=base.cleaned.masked + base.judged.masked,
         mined=mined,
-        undecided=base.undecided,
+        excluded=base.excluded,
     )
     if enforce_minimum:
         require_enough("usable ratings", result.ratings, options.min_ratings, len(used), rejected)
@@ -185,8 +189,10 @@ class _Rated(NamedTuple):
     cleaned: Cleaned
     judged: Judged
     pairs: list[TrainingPair]
+    rated: RatedPairs
+    groups: Mapping[str, str]
     taboo: Mapping[str, set[str]]
-    undecided: Mapping[str, set[str]]
+    excluded: Mapping[str, set[str]]
     used: frozenset[str]
     rejected: list[Rejected]
 
@@ -201,12 +207,21 @@ def _rate(batch: FeedbackBatch, options: DatasetOptions, sources: Sources, progr
     groups = group_queries(pair.query for pair in rated.pairs)
     splits = _splits(rated.pairs, judged.judgements, groups, options, sources.ledger)
     pairs = in_splits(rated.pairs, groups, splits)
-    pairs, apart = _documents_apart(pairs) if options.keep_documents_apart else (pairs, [])
+    tested: list[TrainingPair] = []
+    apart: list[TrainingPair] = []
+    if options.keep_documents_apart:
+        tested = [p for p in pairs if p.split == "test" and p.kind == "positive"]
+        pairs, apart = _documents_apart(pairs, tested)
     used = frozenset(i for pair in pairs for i in pair.feedback_ids)
     rejected = _account(cleaned.batch.rejected, judged, rated, apart, used)
     progress(0.5, f"{len(pairs)} rated pairs in {len(set(groups.values()))} query groups")
-    undecided = _undecided(rated, groups)
-    return _Rated(cleaned, judged, pairs, taboo_documents(pairs, undecided), undecided, used, rejected)
+    excluded: dict[str, set[str]] = defaultdict(set)
+    names: dict[str, set[str]] = defaultdict(set)
+    for group, document in [*_undecided(rated, groups), *((EVERYWHERE, pair) for pair in tested)]:
+        excluded[group].add(document.document_id)
+        names[group] |= document_names(document.document_id, document.document)
+    taboo = taboo_documents(pairs, names)
+    return _Rated(cleaned, judged, pairs, rated, groups, taboo, excluded, used, rejected)
 
 
 def _with_hard_negatives(
@@ -249,38 +264,59 @@ def _splits(
     return assign_splits(scorable, held_out=held_out, trained=trained, order=newest_first)
 
 
-def _documents_apart(pairs: Sequence[TrainingPair]) -> tuple[list[TrainingPair], list[TrainingPair]]:
-    """Pairs without those of train and validation whose document is a positive of a test query, and these."""
-    tested = {pair.document_id for pair in pairs if pair.split == "test" and pair.kind == "positive"}
-    apart = [pair for pair in pairs if pair.split != "test" and pair.document_id in tested]
-    left = [pair for pair in pairs if pair.split == "test" or pair.document_id not in tested]
+def _documents_apart(
+    pairs: Sequence[TrainingPair], tested: Sequence[TrainingPair]
+) -> tuple[list[TrainingPair], list[TrainingPair]]:
+    """Pairs without those of train and validation whose document is a tested one, and these."""
+    names = {name for pair in tested for name in document_names(pair.document_id, pair.document)}
+    left: list[TrainingPair] = []
+    apart: list[TrainingPair] = []
+    for pair in pairs:
+        clear = pair.split == "test" or names.isdisjoint(document_names(pair.document_id, pair.document))
+        (left if clear else apart).append(pair)
     return left, apart
 
 
-def _undecided(rated: RatedPairs, groups: Mapping[str, str]) -> dict[str, set[str]]:
-    """Group -> documents on which users do not agree, and positives beyond the cap."""
-    undecided: dict[str, set[str]] = defaultdict(set)
+def _undecided(rated: RatedPairs, groups: Mapping[str, str]) -> Iterator[tuple[str, Judgement]]:
+    """Judgements that must not become negatives, with their group: users do not agree, or beyond the cap."""
     for judgement in rated.neutral:
         if judgement.query in groups:
-            undecided[groups[judgement.query]].add(judgement.document_id)
+            yield groups[judgement.query], judgement
     for judgement in rated.capped:
         if judgement.rating > 3:
-            undecided[groups[judgement.query]].add(judgement.document_id)
-    return undecided
+            yield groups[judgement.query], judgement
+
+
+def _refused(base: _Rated, pairs: Iterable[TrainingPair]) -> dict[str, set[str]]:
+    """Group, and query key -> names of documents that may not be a synthetic positive there."""
+    refused: dict[str, set[str]] = defaultdict(set)
+    refused[EVERYWHERE] |= base.taboo.get(EVERYWHERE, set())
+    for judgement in (*base.rated.neutral, *base.rated.capped):
+        key = query_key(judgement.query)
+        for place in {key, base.groups.get(judgement.query, key)}:
+            refused[place] |= document_names(judgement.document_id, judgement.document)
+    for pair in pairs:
+        if pair.kind in NEGATIVE_KINDS:
+            refused[pair.query_group] |= document_names(pair.document_id, pair.document)
+    return refused
 
 
 def _merged(pairs: Sequence[TrainingPair], more: Iterable[TrainingPair]) -> list[TrainingPair]:
     """Pairs with those of `more` whose (query, document) is not there yet, by id and by text."""
     merged = list(pairs)
-    seen: set[tuple[str, str]] = set()
-    for pair in pairs:
-        seen |= {(pair.query, pair.document_id), (pair.query, text_key(pair.document))}
+    seen = {name for pair in pairs for name in _places(pair)}
     for pair in more:
-        own = {(pair.query, pair.document_id), (pair.query, text_key(pair.document))}
+        own = _places(pair)
         if not own & seen:
             seen |= own
             merged.append(pair)
     return merged
+
+
+def _places(pair: TrainingPair) -> set[tuple[str, str]]:
+    # By the key of the query, as the validator compares: a synthetic query may be a rated one spelt otherwise.
+    key = query_key(pair.query)
+    return {(key, name) for name in document_names(pair.document_id, pair.document)}
 
 
 def _topped_up(

@@ -15,7 +15,7 @@ from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.dataset.assemble import Assembled, Progress, Sources, assemble, require_enough
 from ragtune_mcp.core.dataset.card import render_card
 from ragtune_mcp.core.dataset.export import dataset_file, export_pairs
-from ragtune_mcp.core.dataset.negatives import MiningRules
+from ragtune_mcp.core.dataset.negatives import EVERYWHERE, MiningRules
 from ragtune_mcp.core.dataset.options import DatasetOptions
 from ragtune_mcp.core.dataset.pairs import Corpus, TrainingPair
 from ragtune_mcp.core.dataset.split import SliceLedger
@@ -251,7 +251,7 @@ def _details(
         "attributed": sorted(made.judged.attributed),
         "mining": None if mined is None else {"margin": mined.margin, "calibrated_on": mined.calibrated_on},
         "excluded_negatives": {
-            "everywhere": [],
-            "groups": {group: sorted(ids) for group, ids in sorted(made.undecided.items())},
+            "everywhere": sorted(made.excluded.get(EVERYWHERE, ())),
+            "groups": {g: sorted(ids) for g, ids in sorted(made.excluded.items()) if g != EVERYWHERE},
         },
     }

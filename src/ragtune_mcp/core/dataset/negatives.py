@@ -19,9 +19,11 @@ from typing import NamedTuple
 from ragtune_mcp.core.dataset.grouping import NEAR_DUPLICATE, similarity
 from ragtune_mcp.core.dataset.pairs import NEGATIVE_KINDS, Corpus, Hit, PairKind, TrainingPair
 from ragtune_mcp.core.feedback.masking import mask
-from ragtune_mcp.core.feedback.text import scrub, text_key
+from ragtune_mcp.core.feedback.text import document_key, scrub
 
 Progress = Callable[[float, str], None]
+# Stands for all groups in what may not be a negative.
+EVERYWHERE = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def mine_hard_negatives(
         pairs: rated pairs with their splits.
         corpus: the live index; queries are passed in batches.
         rules: how many, how deep, which margin.
-        taboo: group -> document ids that no query of the group may have as a mined negative.
+        taboo: group -> names of documents that no query of the group may have as a mined negative.
         progress: told the share done.
 
     Returns:
@@ -120,7 +122,7 @@ def mine_hard_negatives(
     counts: Counter[str] = Counter()
     mined: list[TrainingPair] = []
     for item in looked_up:
-        mined += _of_query(item, rules, margin, taboo.get(item.positives[0].query_group, set()), counts)
+        mined += _of_query(item, rules, margin, taboo, counts)
     wanted = {(pair.query, pair.document_id) for pair in (*pairs, *mined)}
     scores = {
         (item.query, hit.id): hit.score
@@ -181,7 +183,7 @@ def similar_query_negatives(
     Args:
         pairs: rated pairs with groups.
         per_query: most such negatives of one query.
-        taboo: group -> document ids that are relevant, or undecided, for some query of the group.
+        taboo: group -> names of documents that are relevant, or undecided, for some query of the group.
 
     Returns:
         Pairs that carry the feedback ids of the low rating.
@@ -192,7 +194,7 @@ def similar_query_negatives(
     found: list[TrainingPair] = []
     for group in sorted(groups):
         members = groups[group]
-        lows = [p for p in members if p.kind == "negative" and p.document_id not in taboo.get(group, set())]
+        lows = [p for p in members if p.kind == "negative" and not is_taboo(taboo, group, _names(p))]
         if not lows or len({p.query for p in members}) == 1:
             continue
         for query in sorted({p.query for p in members if p.kind == "positive"}):
@@ -210,22 +212,23 @@ def easy_negatives(
         pairs: rated pairs; their documents are the pool.
         wanted: how many.
         seed: of the choice.
-        taboo: group -> document ids that may not be used for it.
+        taboo: group -> names of documents that may not be used for it.
 
     Returns:
         At most `wanted` pairs of train and validation queries; fewer where the pool is exhausted.
     """
     pool = {pair.document_id: pair.document for pair in pairs}
-    ids = sorted(pool)
+    names = {i: document_names(i, pool[i]) for i in sorted(pool)}
     anchors = {p.query: p for p in pairs if p.kind == "positive" and p.split != "test"}
     judged: dict[str, set[str]] = defaultdict(set)
     for pair in pairs:
-        judged[pair.query_group].add(pair.document_id)
+        judged[pair.query_group] |= names[pair.document_id]
     queues: list[list[TrainingPair]] = []
     for query in sorted(anchors):
         anchor = anchors[query]
+        group = anchor.query_group
         allowed = [
-            i for i in ids if i not in judged[anchor.query_group] | taboo.get(anchor.query_group, set())
+            i for i, own in names.items() if own.isdisjoint(judged[group]) and not is_taboo(taboo, group, own)
         ]
         chosen = random.Random(f"{seed}:{query}").sample(
             allowed, min(len(allowed), 1 + wanted // len(anchors))
@@ -236,17 +239,27 @@ def easy_negatives(
     return spread[:wanted]
 
 
+def document_names(document_id: str, text: str) -> set[str]:
+    """What a document is recognised by: its id, and its text, which may be indexed under other ids too."""
+    return {document_id, document_key(text)}
+
+
+def is_taboo(taboo: Mapping[str, set[str]], group: str, names: set[str]) -> bool:
+    """Whether a document of these names may not be used for the group, or not for any."""
+    return not names.isdisjoint(taboo.get(group, ())) or not names.isdisjoint(taboo.get(EVERYWHERE, ()))
+
+
 def taboo_documents(pairs: Iterable[TrainingPair], undecided: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """Group -> documents that are positive for some query of the group, or on which users do not agree."""
-    taboo = {group: set(ids) for group, ids in undecided.items()}
+    """Group -> names of documents that are positive for some query of it, or on which users do not agree."""
+    taboo = {group: set(names) for group, names in undecided.items()}
     for pair in pairs:
         if pair.kind not in NEGATIVE_KINDS:
-            taboo.setdefault(pair.query_group, set()).add(pair.document_id)
+            taboo.setdefault(pair.query_group, set()).update(_names(pair))
     return taboo
 
 
 def _of_query(
-    item: _Query, rules: MiningRules, margin: float, taboo: set[str], counts: Counter[str]
+    item: _Query, rules: MiningRules, margin: float, taboo: Mapping[str, set[str]], counts: Counter[str]
 ) -> list[TrainingPair]:
     ceiling = float("inf")
     if rules.filtered:
@@ -255,16 +268,19 @@ def _of_query(
             counts["positive_not_retrieved"] += 1
             return []
         ceiling = (1 - margin) * min(scores)
-    judged = {p.document_id for p in (*item.positives, *item.lows)} | taboo
-    seen = {text_key(p.document) for p in (*item.positives, *item.lows)}
+    seen = {name for p in (*item.positives, *item.lows) for name in _names(p)}
     anchor = max(item.positives, key=lambda p: (p.weight, p.document_id))
     found: list[TrainingPair] = []
     for hit in item.hits:
-        if hit.score > ceiling or hit.id in judged or not hit.text.strip():
+        if len(found) == rules.per_query:
+            break
+        if hit.score > ceiling or hit.id in seen or not hit.text.strip():
             continue
+        # Cleaned as the texts of pairs are: a positive with a secret is not its own negative.
         text = mask(scrub(hit.text))
-        if text_key(text) not in seen and len(found) < rules.per_query:
-            seen.add(text_key(text))
+        names = document_names(hit.id, text)
+        if names.isdisjoint(seen) and not is_taboo(taboo, anchor.query_group, names):
+            seen |= names
             found.append(_negative(anchor, hit.id, text, "hard_negative"))
     counts["mined" if found else "nothing_left"] += 1
     return found
@@ -274,6 +290,10 @@ def positive_scores(item: _Query) -> list[float]:
     """The scores of the query's positives among its neighbours."""
     wanted = {p.document_id for p in item.positives}
     return [hit.score for hit in item.hits if hit.id in wanted]
+
+
+def _names(pair: TrainingPair) -> set[str]:
+    return document_names(pair.document_id, pair.document)
 
 
 def _negative(anchor: TrainingPair, document_id: str, document: str, kind: PairKind) -> TrainingPair:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ragtune_mcp.core.dataset.grouping import NEAR_DUPLICATE, group_queries
+from ragtune_mcp.core.dataset.negatives import document_names, is_taboo
 from ragtune_mcp.core.dataset.pairs import TrainingPair
 from ragtune_mcp.core.feedback.masking import mask
 from ragtune_mcp.core.feedback.text import plain_query, query_key, scrub
@@ -42,7 +43,11 @@ class _Candidate(NamedTuple):
 
 
 def synthetic_pairs(
-    documents: Mapping[str, str], pairs: Sequence[TrainingPair], seed: int = 42
+    documents: Mapping[str, str],
+    pairs: Sequence[TrainingPair],
+    seed: int = 42,
+    *,
+    refused: Mapping[str, set[str]] | None = None,
 ) -> list[TrainingPair]:
     """Make synthetic positives to go with rated pairs.
 
@@ -50,6 +55,7 @@ def synthetic_pairs(
         documents: id -> text as it is encoded; a heading is what stands before the first blank line.
         pairs: the rated pairs with their groups and splits.
         seed: of the choice where there are more candidates than the cap allows.
+        refused: group or query key -> names of documents that may not be a positive there.
 
     Returns:
         Pairs of kind synthetic in split train.
@@ -62,9 +68,8 @@ def synthetic_pairs(
     groups = group_queries([*held_out, *trained, *(c.query for c in candidates)], (NEAR_DUPLICATE,))
     forbidden = {groups[query] for query in held_out}
     group_of = {groups[query]: group for query, group in trained.items()}
-    allowed = [c for c in candidates if groups[c.query] not in forbidden]
-    allowed.sort(key=lambda c: hashlib.sha256(f"{seed}:{c.document_id}:{c.query}".encode()).digest())
-    return [
+    barred = refused or {}
+    allowed = [
         TrainingPair(
             query=c.query,
             document=c.document,
@@ -74,8 +79,17 @@ def synthetic_pairs(
             document_id=c.document_id,
             query_group=group_of.get(groups[c.query], groups[c.query]),
         )
-        for c in allowed[:wanted]
+        for c in candidates
+        if groups[c.query] not in forbidden
     ]
+    allowed = [p for p in allowed if not _is_refused(p, barred)]
+    allowed.sort(key=lambda p: hashlib.sha256(f"{seed}:{p.document_id}:{p.query}".encode()).digest())
+    return allowed[:wanted]
+
+
+def _is_refused(pair: TrainingPair, refused: Mapping[str, set[str]]) -> bool:
+    names = document_names(pair.document_id, pair.document)
+    return any(is_taboo(refused, group, names) for group in (pair.query_group, query_key(pair.query)))
 
 
 def _headings(documents: Mapping[str, str]) -> Iterator[_Candidate]:

@@ -128,3 +128,12 @@ def query_key(query: str) -> str:
 def text_key(text: str) -> str:
     """What makes two document texts the same: white space collapsed."""
     return " ".join(text.split())
+
+
+def document_key(text: str) -> str:
+    """What makes two documents the same wherever their texts come from: `text_key` of the text without its HTML.
+
+    An indexed text keeps its HTML, a text that an entry carries loses it; both have one key.
+    """
+    text = text_key(text)
+    return text_key(strip_html(text)) if "<" in text else text
