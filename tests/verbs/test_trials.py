@@ -68,6 +68,26 @@ def test_a_stopped_test_is_told_to_conport_and_leaves_its_page_without_anyone_re
     assert "stopped: enough seen" in page
 
 
+def test_tests_under_a_fixed_salt_assign_independently_and_the_same_in_a_replay(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAGTUNE_AB_SALT", "fixed")
+
+    def keys(folder):
+        (tmp_path / folder).mkdir()
+        app = opened(tmp_path / folder)
+        monkeypatch.setattr(app, "require_still_indexed", lambda version: None)
+        found = []
+        for _ in range(3):
+            trial = app._start(BASE, "one")
+            found.append((trial.salt, trial.assignment_key))
+            assert app.ab_results().recommendation == "continue"
+            app.stop_ab_test(trial.test_id, "next")
+        app.close()
+        return found
+
+    assert len(set(keys("once"))) == 3
+    assert keys("once more") == keys("again")
+
+
 def end_by_circuit_breaker(app):
     """Searches that a broken test version fails, until the test has ended."""
 

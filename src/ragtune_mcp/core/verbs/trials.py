@@ -71,7 +71,6 @@ class TrialVerbs(TrainingVerbs):
             gate=test.gate,
             force_reason=forced,
             alpha=self.settings.ab_test_significance_level,
-            salt=self.settings.ragtune_ab_salt,
         )
         return AbTestStarted(
             test_id=trial.test_id,
@@ -211,9 +210,15 @@ class TrialVerbs(TrainingVerbs):
         with self.db.transaction():
             self.require_still_indexed(baseline)
             self.require_still_indexed(test)
-            trial = self.trials.start(baseline, test, **plan)
+            trial = self.trials.start(baseline, test, salt=self._salt(), **plan)
             self._log_trial(trial, {})
         return trial
+
+    def _salt(self) -> str:
+        # A fixed salt replaces the test's id in the hash, so that a replay assigns the same again; the number of
+        # the test keeps it apart from the other tests of the workspace.
+        salt, earlier = self.settings.ragtune_ab_salt, len(self.trials.list())
+        return f"{salt}/{earlier}" if salt and earlier else salt
 
     def _watch_ramp(self) -> None:
         with self.db.transaction():
