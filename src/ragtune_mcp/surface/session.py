@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -116,17 +117,29 @@ class Session:
             try:
                 await self.call(_tend_once)
             except Exception:
-                # The last line of the background: what nobody foresaw must not end the server.
+                # The workspace could not even be opened: it must not end the server.
                 log.exception("background round failed; the next one is in %d s", ROUND_EVERY_S)
 
 
 def _tend_once(core: RagTune) -> None:
-    core.watch_test()
-    status = core.status()
-    if status.outbox_pending:
+    _attempt("looking at the running test", core.watch_test)
+    _attempt("delivering the outbox", partial(_deliver, core))
+    for job_id in _attempt("reading the status", lambda: core.status().running_jobs) or ():
+        # Looking at a job is what finds out that its worker died and starts the next one in the queue.
+        _attempt(f"looking at {job_id}", partial(core.job_status, job_id))
+    _attempt("watching the feedback", core.watch_feedback)
+
+
+def _deliver(core: RagTune) -> None:
+    if core.status().outbox_pending:
         result = core.flush_outbox()
         log.info("outbox: %d delivered, %d waiting", result.delivered, result.pending)
-    for job_id in status.running_jobs:
-        # Looking at a job is what finds out that its worker died and starts the next one in the queue.
-        core.job_status(job_id)
-    core.watch_feedback()
+
+
+def _attempt(name: str, step: Callable[[], T]) -> T | None:
+    """Do one thing of a round; what fails is logged and must not keep the others from being done."""
+    try:
+        return step()
+    except Exception:
+        log.exception("%s failed; the next try is in %d s", name, ROUND_EVERY_S)
+        return None
