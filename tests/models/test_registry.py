@@ -12,6 +12,7 @@ from ragtune_mcp.core.errors import (
     DigestMismatch,
     IntegrityError,
     InvalidInput,
+    ModelUnavailable,
     PathOutsideWorkspace,
     UnknownId,
 )
@@ -181,15 +182,27 @@ def test_versions_are_listed_newest_first(registry, tuned, tmp_path):
     tuned("v1"), tuned("v2")
     registry.register_base("newer-base", make_model(tmp_path / "newer", weights=b"n"))
     assert [model.version for model in registry.list()] == ["newer-base", "v2", "v1", "base"]
-    assert registry.latest().version == "v2"
-
-
-def test_without_a_tuned_version_there_is_no_latest(registry, tmp_path):
-    registry.register_base("base", make_model(tmp_path / "base"))
-    assert registry.latest() is None
 
 
 # Integrity
+
+
+def test_a_base_model_whose_folder_is_gone_is_looked_for_before_it_is_verified(registry, workspace, tmp_path):
+    registry.register_base("mini", make_model(tmp_path / "venv" / "mini"))
+    (tmp_path / "venv").rename(tmp_path / "old")
+    with pytest.raises(ModelUnavailable, match="mini"):
+        registry.verify("mini")
+    found = make_model(workspace.root / "mini")
+    assert registry.verify("mini").path == found
+    assert registry.get("mini").path == found
+
+
+def test_another_model_found_under_the_name_of_a_base_is_refused(registry, workspace, tmp_path):
+    registry.register_base("mini", make_model(tmp_path / "venv" / "mini"))
+    (tmp_path / "venv").rename(tmp_path / "old")
+    make_model(workspace.root / "mini", weights=b"other")
+    with pytest.raises(DigestMismatch, match="mini"):
+        registry.verify("mini")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,14 @@
 import pytest
 from tests.verbs.support import BASE, in_conport, indexed, opened, serve, work
 
-from ragtune_mcp.core.errors import Conflict, ExportMismatch, GateBlocked, InvalidInput, NotReady
+from ragtune_mcp.core.errors import (
+    Conflict,
+    DigestMismatch,
+    ExportMismatch,
+    GateBlocked,
+    InvalidInput,
+    NotReady,
+)
 from ragtune_mcp.core.retrieval.reindex import plan_index
 
 BLOCK = {"verdict": "block", "reasons": ["worse by 0.1"], "details": {}}
@@ -199,6 +206,45 @@ def test_a_test_nobody_reads_is_decided_and_told_all_the_same(app):
                            " ends_at='2026-01-01T01:00:00.000000Z'")  # fmt: skip
     app.watch_test()
     assert in_conport(app, "ABTests")[test_id]["status"] == "completed"
+
+
+def test_a_base_whose_folder_moved_can_still_be_tested_and_rolled_back_to(app):
+    build(app, serve(app, "one", seed=1))
+    app.promote_model("one", confirm=True)
+    (app.workspace.models / BASE).rename(app.workspace.root / BASE)
+    app.start_ab_test(baseline_model="one", test_model=BASE)
+    (app.workspace.root / BASE).rename(app.workspace.models / BASE)
+    app.stop_ab_test(app.trials.active().test_id, "enough")
+    (app.workspace.models / BASE).rename(app.workspace.root / BASE)
+    assert app.rollback_model(confirm=True).to_version == BASE
+
+
+def tamper(app, version):
+    """Change one byte of a version's weights, as its length stays."""
+    file = app.workspace.models / version / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_version_whose_files_were_changed_is_not_promoted(app):
+    build(app, serve(app, "one", seed=1))
+    tamper(app, "one")
+    for confirm in (False, True):
+        with pytest.raises(DigestMismatch, match=r"changed: model\.safetensors"):
+            app.promote_model("one", confirm=confirm)
+    assert app.champion() == BASE
+
+
+def test_a_version_whose_files_were_changed_is_not_rolled_back_to(app):
+    for number, version in enumerate(("one", "two"), 1):
+        build(app, serve(app, version, seed=number))
+        app.promote_model(version, confirm=True)
+    tamper(app, "one")
+    for version in ("", "one"):
+        with pytest.raises(DigestMismatch, match=r"changed: model\.safetensors"):
+            app.rollback_model(version, confirm=True)
+    assert app.champion() == "two"
 
 
 def test_no_switch_while_a_test_runs(app):

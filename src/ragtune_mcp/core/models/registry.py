@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from ragtune_mcp.core.clock import to_iso, utc_now
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import Conflict, DigestMismatch, InvalidInput, UnknownId
+from ragtune_mcp.core.finetune.base import resolve_base_model
 from ragtune_mcp.core.models.audit import AuditLog
 from ragtune_mcp.core.models.files import digest_of, hash_every_file, hash_files, require_same, write_json
 from ragtune_mcp.core.workspace import Workspace, manifest_path, sha256_file
@@ -201,10 +202,6 @@ class Registry:
         query = "SELECT * FROM model_versions ORDER BY created_at DESC, version DESC"
         return tuple(self._from_row(row) for row in self._db.connection.execute(query))
 
-    def latest(self) -> ModelVersion | None:
-        """The newest tuned version."""
-        return next((model for model in self.list() if model.kind == "tuned"), None)
-
     # Lineage
 
     def feedback_ids(self, version: str) -> tuple[str, ...]:
@@ -235,14 +232,20 @@ class Registry:
             version: the version id.
 
         Returns:
-            The version.
+            The version; a base model whose folder is gone is looked for again and then lies elsewhere.
 
         Raises:
             DigestMismatch: a file was changed, is missing, or was added.
             IntegrityError: the folder is no model any more.
+            ModelUnavailable: a base model's folder is gone and the model is nowhere else.
             UnknownId: no such version.
         """
         model = self.get(version)
+        if model.kind == "base" and not model.path.is_dir():
+            # Base models lie where others keep house: a cache was cleared, the environment was made anew.
+            allowed = self._workspace.settings.ragtune_allow_downloads
+            found = resolve_base_model(version, self._workspace.root, allowed)
+            model = self.register_base(version, found.path)
         query = "SELECT files, manifest_sha256 FROM model_versions WHERE version=?"
         row = self._db.connection.execute(query, (version,)).fetchone()
         recorded: dict[str, str] = json.loads(row["files"])
