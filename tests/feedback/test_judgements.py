@@ -106,6 +106,29 @@ def test_a_later_click_does_not_overrule_the_same_raters_rating():
     assert (found.rating, found.feedback_ids) == (1, ("a",))
 
 
+def shown(feedback_id, rating, *, rank=5, days=0.0):
+    """An answer rated as a whole, with the document among those it shows."""
+    documents = (RatedDocument("d", text="All about d.", rank=rank),)
+    return entry(feedback_id, rating=rating, documents=documents, rater="x", days=days)
+
+
+def test_a_later_rating_of_an_answer_does_not_overrule_the_same_raters_rating_of_the_document():
+    records = [rated("a", {"d": 1}, rater="x"), shown("b", 5, days=1)]
+    judged = judge(records, None)
+    assert [(j.rating, j.feedback_ids) for j in judged.judgements] == [(1, ("a",))]
+    assert reasons(judged) == {"b": "superseded"}
+
+
+def test_of_one_kind_the_same_raters_newest_opinion_counts_whatever_its_rank():
+    found = judgement(shown("a", 1, rank=1), shown("b", 5, rank=9, days=1))
+    assert (found.rating, found.feedback_ids) == (5, ("b",))
+
+
+def test_a_later_rating_of_the_document_overrules_the_same_raters_rating_of_an_answer():
+    found = judgement(shown("a", 5, rank=1), rated("b", {"d": 1}, rater="x", days=1))
+    assert (found.rating, found.feedback_ids) == (1, ("b",))
+
+
 @pytest.mark.parametrize(
     ("document", "fields", "rating", "weight", "source"),
     [

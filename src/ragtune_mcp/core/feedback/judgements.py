@@ -3,9 +3,10 @@
 What single opinions weigh stands in `opinions`; each is halved by `half_life_days` of age, down to
 `recency_floor`.
 
-Of one known rater only the newest opinion on a (query, document) counts; different raters, and raters
-unknown, are pooled. An opinion of weight w and rating r is evidence w (r - 3) / 2, between -w and w; on the
-ratings of FeedbackQA the log odds of relevance follow that line (docs/training-data.md). With E their sum,
+Of one known rater only one opinion on a (query, document) counts, the newest of the strongest kind (of
+`SOURCES`); different raters, and raters unknown, are pooled. An opinion of weight w and rating r is evidence
+w (r - 3) / 2, between -w and w; on the ratings of FeedbackQA the log odds of relevance follow that line
+(docs/training-data.md). With E their sum,
 
     the pooled weight is |E| / (|E| + 1): a fresh explicit 5 weighs .50, a 4 .33, two 5 .67, two 5 and a 1 .50
     the pooled rating is the weighted median, when one side of 3 holds two thirds of the evidence and most of
@@ -287,16 +288,17 @@ class _Pool:
         for opinion in placed:
             if (opinion.entry, opinion.key) not in alive:
                 self.superseded += 1
-                self.fail(opinion.entry, "superseded", "the same rater judged the same document again later")
+                detail = "the same rater judged the same document later, or more plainly"
+                self.fail(opinion.entry, "superseded", detail)
         return kept
 
     @staticmethod
     def _outranks(new: _Placed, old: _Placed) -> bool:
-        # Records are ordered by time, so the later opinion has the larger entry number. A mere signal does
-        # not overrule what the same person said in words.
+        # Opinions come in order of time. What someone said about the document itself is not overruled by what
+        # they later say of an answer that showed it, nor words by a mere signal.
         if new.entry == old.entry:
             return new.weight > old.weight
-        return new.source != "signal" or old.source == "signal"
+        return SOURCES.index(new.source) <= SOURCES.index(old.source)
 
     def pooled(
         self, placed: Sequence[_Placed], recency: Sequence[float], options: JudgementOptions
@@ -327,6 +329,7 @@ class _Pool:
                     n_opinions=len(opinions),
                     feedback_ids=ids,
                     timestamp=max(self.records[o.entry].timestamp for o in opinions),
+                    resolved=resolved,
                 )
             )
             ratings = tuple(sorted(o.rating for o in opinions))

@@ -88,6 +88,8 @@ class Judgement:
         weight: trust in (0, 1].
         source: the strongest kind of opinion in it: document, answer, attributed, signal.
         feedback_ids: every entry that contributed.
+        resolved: False where opinions contradict each other and neither side has its majority; such a
+            judgement makes no pair.
     """
 
     query: str
@@ -99,6 +101,7 @@ class Judgement:
     n_opinions: int
     feedback_ids: tuple[str, ...]
     timestamp: datetime
+    resolved: bool = True
 
 
 class DocumentSource(Protocol):
