@@ -1,9 +1,13 @@
 """Promotion after a won test: the holdback, the automatic roll-back, and what ConPort hears of it."""
 
+import sqlite3
+from contextlib import closing
+
 import pytest
 from tests.verbs.support import BASE, in_conport, indexed, opened, serve, work
 
 from ragtune_mcp.core.errors import Conflict, DigestMismatch, NotReady
+from ragtune_mcp.core.experiment.evidence import Evidence
 
 
 @pytest.fixture
@@ -90,12 +94,33 @@ def test_a_damaged_previous_version_is_not_rolled_back_to(app, monkeypatch):
         raise DigestMismatch(f"model.safetensors of {version} changed")
 
     monkeypatch.setattr(app.registry, "verify", damaged)
-    with pytest.raises(DigestMismatch):
+    for _ in range(2):
         app.watch_test()
     assert app.champion() == "one"
+    told = app.ab_results()
+    assert "roll-back is blocked: model.safetensors" in told.reasons[0]
+    assert "Restore the files" in told.next_step
+    steps = app.db.connection.execute("SELECT recommendation FROM decisions ORDER BY seq").fetchall()
+    assert [row[0] for row in steps][-2:] == ["ramp", "roll_back_blocked"]
     monkeypatch.undo()
     app.watch_test()
     assert app.champion() == BASE
+    assert "rolled back" in app.ab_results().next_step
+
+
+def test_a_look_at_a_ramp_that_goes_on_takes_no_write_lock_and_counts_only_what_is_new(app, monkeypatch):
+    app.promote_model("one", confirm=True)
+    rate(app, 20, baseline=4, test=4, about="ramp")
+    app._watch_ramp()
+    counted = []
+    take_in = Evidence.add_ratings
+    monkeypatch.setattr(
+        Evidence, "add_ratings", lambda self, *ratings: (counted.append(1), take_in(self, *ratings))
+    )
+    with closing(sqlite3.connect(app.db.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # would make a writer wait for it
+        app._watch_ramp()
+    assert counted == []
 
 
 def test_a_ramp_can_be_rolled_back_by_hand_and_refuses_another_promotion(app):

@@ -16,6 +16,7 @@ BREAKER_IN_A_ROW = 3
 BREAKER_SHARE = 0.05
 BREAKER_MIN_SEARCHES = 20
 BREAKER_WINDOW = 1000
+ROLL_BACK_BLOCKED = "roll_back_blocked"
 
 
 def final_decision(conn: sqlite3.Connection, test_id: str) -> Decision | None:
@@ -52,7 +53,7 @@ def untold(conn: sqlite3.Connection) -> list[str]:
     return [row["test_id"] for row in rows]
 
 
-def told(conn: sqlite3.Connection, test_id: str) -> str:
+def told_mark(conn: sqlite3.Connection, test_id: str) -> str:
     """The mark left by `mark_told`, "" without one."""
     row = conn.execute("SELECT told FROM trials WHERE test_id = ?", (test_id,)).fetchone()
     return str(row["told"])
@@ -61,6 +62,16 @@ def told(conn: sqlite3.Connection, test_id: str) -> str:
 def mark_told(conn: sqlite3.Connection, test_id: str, mark: str) -> None:
     """Remember what was told of an ended test; belongs in the transaction that tells it."""
     conn.execute("UPDATE trials SET told = ? WHERE test_id = ?", (mark, test_id))
+
+
+def roll_back_trouble(conn: sqlite3.Connection, test_id: str) -> tuple[str, ...]:
+    """Why a ramp that should be rolled back is not; empty where nothing is in the way."""
+    row = conn.execute(
+        "SELECT recommendation, reasons FROM decisions WHERE test_id = ? ORDER BY seq DESC LIMIT 1",
+        (test_id,),
+    ).fetchone()
+    is_blocked = row is not None and row["recommendation"] == ROLL_BACK_BLOCKED
+    return tuple(json.loads(row["reasons"])) if is_blocked else ()
 
 
 def logged_decisions(conn: sqlite3.Connection, test_id: str) -> list[dict[str, Any]]:

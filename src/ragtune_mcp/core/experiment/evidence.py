@@ -195,8 +195,7 @@ class CreditEvidence:
         fresh = [
             query
             for change in changes
-            if (query := first_credited(change))
-            and not any(o.kind in ON_DOCUMENTS for o in change.before)
+            if (query := first_credited(change)) and not any(o.kind in ON_DOCUMENTS for o in change.before)
         ]
         for query in sorted(fresh):
             no_mean = query.are_marks or not self.n_ratings

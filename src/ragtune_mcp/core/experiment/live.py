@@ -42,7 +42,7 @@ class LiveEvidence:
         self._known: dict[str, tuple[Evidence, int]] = {}
 
     def advance(self, trial: Trial, settled_before: datetime | None) -> Evidence:
-        """Take in what is new and mark it as read; must run inside `look`.
+        """Take in what is new and mark it as read; must run inside `look`, but for a ramp, which is only read.
 
         Args:
             trial: the test.

@@ -15,7 +15,13 @@ from ragtune_mcp.core.clock import to_iso, utc_now
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import Conflict
 from ragtune_mcp.core.experiment.decision import Recommendation
-from ragtune_mcp.core.experiment.decision_log import append_entry, failure_reason, final_decision
+from ragtune_mcp.core.experiment.decision_log import (
+    ROLL_BACK_BLOCKED,
+    append_entry,
+    failure_reason,
+    final_decision,
+    roll_back_trouble,
+)
 from ragtune_mcp.core.experiment.eprocess import e_value
 from ragtune_mcp.core.experiment.evidence import Evidence
 from ragtune_mcp.core.experiment.live import LiveEvidence
@@ -34,7 +40,7 @@ class RampOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RampEnd:
-    """A ramp that just ended: `ROLL_BACK` asks for the baseline version to serve again."""
+    """A ramp at its end: `ROLL_BACK` asks for the baseline version to serve again."""
 
     trial: Trial
     outcome: RampOutcome
@@ -113,21 +119,46 @@ class Ramp:
             How it ended, once; None while it goes on and where none runs.
         """
         with self._live.look() as conn:
+            end = self._due()
+            if end is None:
+                return None
+            append_entry(conn, end.trial, end.outcome, end.reasons, self._clock())
+            end_ramp(conn, end.trial, end.outcome)
+            return RampEnd(self._trials.get(end.trial.test_id), end.outcome, end.reasons)
+
+    def is_due(self) -> bool:
+        """Whether `check` would end the ramp now; for use outside a transaction.
+
+        It only reads, so that a look neither takes the write lock nor counts the ramp anew.
+        """
+        return self._due() is not None
+
+    def block(self, reason: str) -> Trial | None:
+        """Log why the ramp cannot be rolled back although it should be.
+
+        Returns:
+            The ramping test the first time; None when this is its last logged step, and where none ramps.
+        """
+        with self._db.transaction() as conn:
             trial = self._trials.active()
-            if trial is None or trial.ramp_phase is None or trial.ramp_ends_at is None:
+            if trial is None or trial.ramp_phase is None or roll_back_trouble(conn, trial.test_id):
                 return None
-            harm = harm_reasons(trial, self._live.advance(trial, None))
-            failure = failure_reason(conn, trial.test_id, trial.ramp_phase)
-            reasons = (*harm, failure) if failure else harm
-            if not reasons and self._clock() < trial.ramp_ends_at:
-                return None
-            outcome = RampOutcome.ROLL_BACK if reasons else RampOutcome.COMPLETE
-            reasons = reasons or (
-                f"no harm in {RAMP_LENGTH.total_seconds() / 3600.0:.0f} h at {RAMP_SHARE:.0%}",
-            )
-            append_entry(conn, trial, outcome, reasons, self._clock())
-            end_ramp(conn, trial, outcome)
-            return RampEnd(self._trials.get(trial.test_id), outcome, reasons)
+            append_entry(conn, trial, ROLL_BACK_BLOCKED, (reason,), self._clock())
+            return trial
+
+    def _due(self) -> RampEnd | None:
+        trial = self._trials.active()
+        if trial is None or trial.ramp_phase is None or trial.ramp_ends_at is None:
+            return None
+        harm = harm_reasons(trial, self._live.advance(trial, None))
+        failure = failure_reason(self._db.connection, trial.test_id, trial.ramp_phase)
+        reasons = (*harm, failure) if failure else harm
+        if reasons:
+            return RampEnd(trial, RampOutcome.ROLL_BACK, reasons)
+        if self._clock() < trial.ramp_ends_at:
+            return None
+        quiet = f"no harm in {RAMP_LENGTH.total_seconds() / 3600.0:.0f} h at {RAMP_SHARE:.0%}"
+        return RampEnd(trial, RampOutcome.COMPLETE, (quiet,))
 
 
 def harm_reasons(trial: Trial, evidence: Evidence) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from ragtune_mcp.core.experiment.decision_log import (
     final_decision,
     log_decision,
     logged_decisions,
+    roll_back_trouble,
     undecided,
 )
 from ragtune_mcp.core.experiment.evidence import Evidence
@@ -119,7 +120,8 @@ class AbReport:
             )  # fmt: skip
             if decision.is_final:
                 trial = self._trials.get(trial.test_id)
-        return _results(trial, found, decision, kept_replay(conn, trial.test_id))
+        trouble = roll_back_trouble(conn, trial.test_id) if trial.status == "ramping" else ()
+        return _results(trial, found, decision, kept_replay(conn, trial.test_id), trouble)
 
     def _facts(self, trial: Trial, found: Findings) -> Facts:
         reused = self._db.connection.execute(
@@ -148,7 +150,9 @@ class AbReport:
         )
 
 
-def _results(trial: Trial, found: Findings, decision: Decision, replayed: dict[str, Any]) -> Reading:
+def _results(
+    trial: Trial, found: Findings, decision: Decision, replayed: dict[str, Any], trouble: tuple[str, ...]
+) -> Reading:
     is_significant = 0.0 < trial.early_alpha >= found.p_anytime
     if trial.ended_as_planned and found.comparison.p is not None:
         is_significant = is_significant or found.comparison.p <= trial.final_alpha
@@ -177,9 +181,9 @@ def _results(trial: Trial, found: Findings, decision: Decision, replayed: dict[s
         secondary=found.secondary,
         health=found.health,
         recommendation=str(decision.recommendation),
-        reasons=(*decision.reasons, *_why_stopped(trial)),
+        reasons=(*trouble, *decision.reasons, *_why_stopped(trial)),
         warnings=found.warnings,
-        next_step=_next_step(trial, decision),
+        next_step=_next_step(trial, decision, is_blocked=bool(trouble)),
         need=found.need if trial.is_running else {},
         tallies=trial.tallies,
         replay=replayed,
@@ -194,7 +198,12 @@ def _why_stopped(trial: Trial) -> tuple[str, ...]:
     return (f"stopped: {trial.end_reason}",) if trial.status == "stopped" else ()
 
 
-def _next_step(trial: Trial, decision: Decision) -> str:
+def _next_step(trial: Trial, decision: Decision, *, is_blocked: bool) -> str:
+    if is_blocked:
+        return (
+            f"Restore the files of {trial.baseline_version}; the roll-back from {trial.test_version} is tried"
+            " again every 20 s."
+        )
     if trial.status == "ramping":
         return (
             f"Nothing: {trial.split:.0%} of searches get {trial.test_version}; harm rolls it back by itself."

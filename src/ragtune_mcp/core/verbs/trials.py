@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from ragtune_mcp.core.clock import to_iso, utc_now
-from ragtune_mcp.core.errors import Conflict, FeatureDisabled, GateBlocked, InvalidInput, NotReady
-from ragtune_mcp.core.experiment.decision_log import final_decision, mark_told, told, untold
+from ragtune_mcp.core.errors import (
+    Conflict,
+    FeatureDisabled,
+    GateBlocked,
+    IntegrityError,
+    InvalidInput,
+    NotReady,
+)
+from ragtune_mcp.core.experiment.decision_log import final_decision, mark_told, told_mark, untold
 from ragtune_mcp.core.experiment.plot import effect_svg
 from ragtune_mcp.core.experiment.ramp import RampOutcome
 from ragtune_mcp.core.experiment.reading import Reading
@@ -221,32 +228,47 @@ class TrialVerbs(TrainingVerbs):
         return f"{salt}/{earlier}" if salt and earlier else salt
 
     def _watch_ramp(self) -> None:
-        with self.db.transaction():
-            end = self.ramp.check()
-            if end is None:
-                return
-            trial, why = end.trial, "; ".join(end.reasons)
-            if end.outcome is RampOutcome.ROLL_BACK:
-                self.registry.verify(trial.baseline_version)
-                self.registry.set_alias(
-                    "champion", trial.baseline_version, actor="ramp", reason=why, action="rollback"
-                )
-                told = f"Rolled back by itself: {trial.test_version} -> {trial.baseline_version}"
-            else:
-                told = f"Ramp complete: all searches use {trial.test_version}"
-            self.outbox.put_decision(
-                summary=told,
-                rationale=why,
-                tags=("ragtune", "model", str(end.outcome)),
-                link_to=("custom_data", f"ABTests:{trial.test_id}"),
-                dedupe_key=f"{end.outcome}:{trial.test_id}",
+        if not self.ramp.is_due():
+            return
+        try:
+            with self.db.transaction():
+                self._conclude_ramp()
+        except IntegrityError as error:
+            # The damaged version must not serve; the ramp goes on, and the next look tries again.
+            self._log_blocked(f"the roll-back is blocked: {error.message}")
+
+    def _conclude_ramp(self) -> None:
+        end = self.ramp.check()
+        if end is None:
+            return
+        trial, why = end.trial, "; ".join(end.reasons)
+        if end.outcome is RampOutcome.ROLL_BACK:
+            self.registry.verify(trial.baseline_version)
+            self.registry.set_alias(
+                "champion", trial.baseline_version, actor="ramp", reason=why, action="rollback"
             )
-            self._log_trial(trial, {"ramp_reasons": list(end.reasons)})
+            told = f"Rolled back by itself: {trial.test_version} -> {trial.baseline_version}"
+        else:
+            told = f"Ramp complete: all searches use {trial.test_version}"
+        self.outbox.put_decision(
+            summary=told,
+            rationale=why,
+            tags=("ragtune", "model", str(end.outcome)),
+            link_to=("custom_data", f"ABTests:{trial.test_id}"),
+            dedupe_key=f"{end.outcome}:{trial.test_id}",
+        )
+        self._log_trial(trial, {"ramp_reasons": list(end.reasons)})
+
+    def _log_blocked(self, why: str) -> None:
+        with self.db.transaction():
+            trial = self.ramp.block(why)
+            if trial is not None:
+                self._log_trial(trial, {"ramp_reasons": [why]})
 
     def _log_end_of_trial(self, answer: AbResults) -> None:
         # Only what is new: people read the results of an ended test as often as they like.
         mark = sha256_text(answer.model_dump_json())
-        if answer.status == "active" or told(self.db.connection, answer.test_id) == mark:
+        if answer.status == "active" or told_mark(self.db.connection, answer.test_id) == mark:
             return
         self.report_ab_test(answer.test_id)
         with self.db.transaction() as conn:
