@@ -200,6 +200,19 @@ def test_a_helpful_mark_on_a_document_rated_bad_is_kept_and_counted_as_contradic
     assert world.counts("outcomes") == 2
 
 
+@pytest.mark.parametrize("marked_first", [True, False])
+def test_a_contradiction_across_calls_is_counted_once(world, marked_first):
+    world.start()
+    served = world.service.search("question", k=1)
+    shown = served.hits[0].id
+    calls = [{"document_ratings": {shown: 1}}, {"helpful_ids": [shown]}]
+    for said in reversed(calls) if marked_first else calls:
+        world.outcomes.record(served.query_id, **said)
+    assert tallies(world) == {"contradictory": 1}
+    world.outcomes.record(served.query_id, rating=3)
+    assert tallies(world) == {"contradictory": 1}
+
+
 def test_feedback_within_the_grace_counts_and_after_it_only_trains(world):
     world.start(duration_hours=24)
     early, late = (world.service.search(q) for q in ("one", "two"))

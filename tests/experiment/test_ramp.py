@@ -108,7 +108,9 @@ def test_a_test_cannot_start_while_a_ramp_runs(won):
         won.start()
 
 
-def test_an_interleaved_win_is_ramped_by_splitting(world):
+@pytest.fixture
+def interleaved(world):
+    """A world whose interleaved test was just won."""
     world.rankings = {"base": list("abcde"), "tuned": list("edcba")}
     world.start(mode="interleave", duration_hours=24)
     for i in range(120):
@@ -118,12 +120,26 @@ def test_an_interleaved_win_is_ramped_by_splitting(world):
         )
     world.clock.forward(hours=25)
     assert world.report.results().recommendation == "deploy_test_model"
-    world.ramp.begin(world.trials.latest().test_id)
-    served = [world.service.search(f"question {i}", k=1) for i in range(100)]
+    return world
+
+
+def test_an_interleaved_win_is_ramped_by_splitting(interleaved):
+    interleaved.ramp.begin(interleaved.trials.latest().test_id)
+    served = [interleaved.service.search(f"question {i}", k=1) for i in range(100)]
     assert {s.hits[0].id for s in served} == {"a", "e"}
     for s in served:
-        world.outcomes.record(s.query_id, 5 if world.arm_of(s.query_id) == "baseline" else 1)
-    assert world.ramp.check().outcome is RampOutcome.ROLL_BACK
+        interleaved.outcomes.record(s.query_id, 5 if interleaved.arm_of(s.query_id) == "baseline" else 1)
+    assert interleaved.ramp.check().outcome is RampOutcome.ROLL_BACK
+
+
+def test_ratings_of_lists_shown_before_the_ramp_do_not_count_in_it(interleaved):
+    before = interleaved.db.connection.execute("SELECT query_id, query FROM exposures").fetchall()
+    interleaved.ramp.begin(interleaved.trials.latest().test_id)
+    for row in before:
+        again = interleaved.service.search(row["query"], k=1)
+        in_test = interleaved.arm_of(again.query_id) == "test"
+        assert interleaved.outcomes.record(row["query_id"], 1 if in_test else 5).is_late
+    assert interleaved.ramp.check() is None
 
 
 def test_a_harmless_ramp_is_rarely_rolled_back(won):

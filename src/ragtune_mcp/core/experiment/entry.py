@@ -36,6 +36,7 @@ class Exposed:
     unit: str
     assigned: str | None
     test_id: str | None
+    phase: int | None
     version: str
     latency_ms: float
     shown: Mapping[str, ShownDocument]
@@ -44,7 +45,7 @@ class Exposed:
 def exposed_search(conn: sqlite3.Connection, query_id: str) -> Exposed:
     """The answered search of a handle; UnknownId (`unknown_query`) where none was ever answered."""
     row = conn.execute(
-        "SELECT e.seq, e.query_id, e.query, e.k, e.unit, e.assigned, e.test_id, a.version,"
+        "SELECT e.seq, e.query_id, e.query, e.k, e.unit, e.assigned, e.test_id, e.phase, a.version,"
         " a.latency_ms, a.results"
         " FROM exposures e JOIN answers a ON a.exposure_seq = e.seq WHERE e.query_id = ?",
         (query_id,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,7 @@ from ragtune_mcp.core.experiment.trials import Trial, TrialStore, add_tally
 
 EDIT_WINDOW = timedelta(minutes=10)
 CONTRADICTION = 3
+_PANNED = 2
 _NAMESPACE = uuid.UUID("6f2f9a52-55b0-4d51-9d0a-5f0c5f2c7a11")
 
 Kind = Literal["answer", "satisfaction", "document", "helpful"]
@@ -142,7 +144,7 @@ class Outcomes:
         ]
         entry = conn.execute("SELECT comment FROM feedback WHERE feedback_id = ?", (feedback_id,)).fetchone()
         says_more = bool(comment) and (entry is None or entry["comment"] != comment)
-        state = "counted" if trial is None else _arrival_state(conn, trial, now)
+        state = "counted" if trial is None else _arrival_state(conn, trial, exposed, now)
         is_duplicate = not fresh and not says_more
         if trial is not None:
             _tally(conn, trial, fresh, known, state, is_duplicate=is_duplicate)
@@ -193,9 +195,11 @@ def _check_shown(exposed: Exposed, opinions: list[_Opinion]) -> None:
         )
 
 
-def _arrival_state(conn: sqlite3.Connection, trial: Trial, now: datetime) -> str:
+def _arrival_state(conn: sqlite3.Connection, trial: Trial, exposed: Exposed, now: datetime) -> str:
     if trial.ramp_phase is not None:
-        return "ramp" if trial.status == "ramping" else "late"
+        # A search from before the ramp tells of the test, which is decided.
+        is_of_ramp = exposed.phase is not None and exposed.phase >= trial.ramp_phase
+        return "ramp" if is_of_ramp and trial.status == "ramping" else "late"
     if trial.is_running:
         return "counted"
     is_open = trial.ended_as_planned and now <= trial.grace_ends_at
@@ -253,13 +257,17 @@ def _tally(
 ) -> None:
     changed = [o for o in fresh if (o.kind, o.item) in known]
     flipped = [o for o in changed if abs(known[o.kind, o.item]["value"] - o.value) >= CONTRADICTION]
-    panned = {o.item for o in fresh if o.kind == "document" and o.value <= 2}
-    praised = {o.item for o in fresh if o.kind == "helpful"}
+    said = {key: row["value"] for key, row in known.items()} | {(o.kind, o.item): o.value for o in fresh}
+    panned_and_praised = {
+        o.item
+        for o in fresh
+        if ("helpful", o.item) in said and said.get(("document", o.item), math.inf) <= _PANNED
+    }
     counts = {
         "duplicate": int(is_duplicate),
         "edited": len(changed),
         "late": int(state == "late" and not is_duplicate),
-        "contradictory": len(flipped) + len(panned & praised),
+        "contradictory": len(flipped) + len(panned_and_praised),
     }
     for name, count in counts.items():
         if count:
