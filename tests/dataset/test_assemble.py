@@ -20,6 +20,7 @@ from ragtune_mcp.core.dataset.pairs import NEGATIVE_KINDS
 from ragtune_mcp.core.dataset.validate import validate
 from ragtune_mcp.core.errors import InvalidInput, NotEnoughData
 from ragtune_mcp.core.feedback.records import FeedbackBatch, RatedDocument, Rejected
+from ragtune_mcp.core.settings import Settings
 
 OPEN = DatasetOptions(min_positive_samples=0, min_negative_samples=0, min_ratings=0)
 
@@ -251,12 +252,21 @@ def test_secrets_reach_neither_pairs_nor_the_rejected_list():
         ({"days_back": 0}, "days_back 0"),
         ({"min_ratings": -1}, "min_ratings -1"),
         ({"export_format": "xml"}, "'xml'"),
-        ({"positive_threshold": 2.0}, "positive threshold 2 must be above"),
+        ({"positive_threshold": 2.0}, "positive threshold 2 must be above 3 and the negative one 2 below 3"),
+        ({"positive_threshold": 3.0}, "positive threshold 3 must be above 3"),
+        ({"negative_threshold": 3.0}, "negative one 3 below 3"),
     ],
 )
 def test_options_out_of_range_are_refused(fields, message):
     with pytest.raises(InvalidInput, match=message):
         DatasetOptions(**fields)
+
+
+@pytest.mark.parametrize(("name", "value"), [("positive", 3), ("negative", 3), ("positive", 6)])
+def test_thresholds_of_the_environment_lie_on_their_side_of_3(tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv(f"{name.upper()}_RATING_THRESHOLD", str(value))
+    with pytest.raises(InvalidInput, match=f"{name.upper()}_RATING_THRESHOLD has the value '{value}'"):
+        Settings.load(tmp_path)
 
 
 ENTRIES = st.lists(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -51,6 +52,12 @@ def test_thresholds_can_be_moved():
     )
     assert [p.kind for p in made.pairs] == ["positive"]
     assert [j.document_id for j in made.neutral] == ["b"]
+
+
+@pytest.mark.parametrize("rating", [5, 3.5, 1])
+def test_an_unresolved_contradiction_makes_no_pair_whatever_the_thresholds(rating):
+    made = rated_pairs([replace(judgement(rating), resolved=False)], PairRules(positive=3.1, negative=2.9))
+    assert (made.pairs, len(made.neutral)) == ((), 1)
 
 
 def test_of_a_heavy_query_only_the_weightiest_pairs_of_each_side_are_kept():

@@ -62,10 +62,10 @@ class Settings(BaseSettings):
     )
     include_hard_negatives: bool = Field(True, description="Mine near misses from the live index.")
     positive_rating_threshold: int = Field(
-        4, ge=2, le=5, description="Pooled ratings from here up are positive; above the negative threshold."
+        4, ge=4, le=5, description="Pooled ratings from here up are positive; 3 says neither."
     )
     negative_rating_threshold: int = Field(
-        2, ge=1, le=4, description="Pooled ratings from here down are negative."
+        2, ge=1, le=2, description="Pooled ratings from here down are negative; 3 says neither."
     )
 
     # A/B testing
@@ -146,7 +146,7 @@ class Settings(BaseSettings):
             InvalidInput: a variable has a value outside its range; the message names it and the value.
         """
         try:
-            settings = cls(_env_file=root / ".env", _env_file_encoding="utf-8")  # type: ignore[call-arg]
+            return cls(_env_file=root / ".env", _env_file_encoding="utf-8")  # type: ignore[call-arg]
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0]).upper()
@@ -154,12 +154,6 @@ class Settings(BaseSettings):
                 f"Environment variable {name} has the value {first['input']!r}: {first['msg']}.",
                 hint=f"Correct {name} in the environment or in .env.",
             ) from error
-        if settings.positive_rating_threshold <= settings.negative_rating_threshold:
-            raise InvalidInput(
-                f"POSITIVE_RATING_THRESHOLD ({settings.positive_rating_threshold}) must be above "
-                f"NEGATIVE_RATING_THRESHOLD ({settings.negative_rating_threshold})."
-            )
-        return settings
 
 
 _PROJECT_MARKERS = (

@@ -21,8 +21,8 @@ class DatasetOptions:
         min_positive_samples: fewest positive pairs.
         min_negative_samples: fewest negative pairs, hard negatives included.
         min_ratings: fewest opinions behind the pairs (TRAINING_DATA_MIN_SAMPLES).
-        positive_threshold: pooled ratings from here up are positives.
-        negative_threshold: pooled ratings down from here are negatives.
+        positive_threshold: pooled ratings from here up are positives; above 3.
+        negative_threshold: pooled ratings down from here are negatives; below 3.
         attribute_answers: match answers rated without documents to the documents they quote.
         days_back: older entries are skipped.
         keep_documents_apart: leave out of training every pair whose document is a positive of a test query.
@@ -52,10 +52,10 @@ class DatasetOptions:
             raise InvalidInput(f"days_back {self.days_back} is not between 1 and {_MAX_DAYS}.")
         if self.export_format not in FORMATS:
             raise InvalidInput(f"export_format {self.export_format!r} is not one of {', '.join(FORMATS)}.")
-        if self.negative_threshold >= self.positive_threshold:
+        if not self.negative_threshold < 3 < self.positive_threshold:
             raise InvalidInput(
-                f"The positive threshold {self.positive_threshold:g} must be above the negative one "
-                f"{self.negative_threshold:g}."
+                f"The positive threshold {self.positive_threshold:g} must be above 3 and the negative one "
+                f"{self.negative_threshold:g} below 3, which says neither."
             )
 
     @classmethod

@@ -105,7 +105,7 @@ class PairRules:
 
 
 class RatedPairs(NamedTuple):
-    """Pairs made of judgements, and the judgements that made none."""
+    """Pairs made of judgements, and the judgements that made none; unresolved ones count as neutral."""
 
     pairs: tuple[TrainingPair, ...]
     neutral: tuple[Judgement, ...]
@@ -129,7 +129,10 @@ def rated_pairs(judgements: Sequence[Judgement], rules: PairRules) -> RatedPairs
     neutral: list[Judgement] = []
     sides: dict[tuple[str, PairKind], list[Judgement]] = defaultdict(list)
     for judgement in judgements:
-        if judgement.rating >= rules.positive:
+        if not judgement.resolved:
+            # Its rating is a mean nobody gave, whatever side of the thresholds it lies on.
+            neutral.append(judgement)
+        elif judgement.rating >= rules.positive:
             sides[judgement.query, "positive"].append(judgement)
         elif judgement.rating <= rules.negative:
             sides[judgement.query, "negative"].append(judgement)
