@@ -28,30 +28,30 @@ def test_every_format_of_pairs_returns_what_was_written(tmp_path, pairs, form):
 
 
 @ANY_TMP
-@given(TEXTS, st.lists(TEXTS, min_size=2, max_size=6, unique=True), st.integers(1, 5))
-def test_triplets_return_every_pair_of_a_query_with_both_sides(tmp_path, query, documents, positives):
-    kinds = ["positive"] * min(positives, len(documents) - 1)
-    kinds += ["hard_negative"] * (len(documents) - len(kinds))
-    pairs = [
-        pair(query, d, kind=k, document_id=d, feedback_ids=(d,))
-        for d, k in zip(documents, kinds, strict=True)
-    ]
+@given(TEXTS, st.lists(PAIRS, min_size=1, max_size=8))
+def test_triplets_return_every_pair_of_every_query(tmp_path, query, pairs):
+    # Most share a query, so that some have both sides and some have one.
+    pairs = [replace(p, query=query) if n % 3 else p for n, p in enumerate(pairs)]
     manifest = export_pairs(pairs, tmp_path / "x.jsonl", "triplets")
     assert set(load_dataset(tmp_path / "x.jsonl").pairs) == set(pairs)
-    assert manifest["files"]["x.jsonl"]["not_expressible"] == 0
+    assert manifest["files"]["x.jsonl"]["pairs"] == len(pairs)
 
 
-def test_triplets_count_the_pairs_they_cannot_express(tmp_path):
+def test_the_side_a_query_has_not_is_null_in_a_triplet(tmp_path):
     pairs = [
         pair(question(1), "A."),
         pair(question(1), "B.", kind="negative"),
-        pair(question(2), "C.", query_group="g2"),
+        pair(question(2), "C.", query_group="g2", split="test"),
+        pair(question(3), "D.", query_group="g3", kind="negative"),
     ]
-    manifest = export_pairs(pairs, tmp_path / "x.jsonl", "triplets")
-    assert manifest["files"]["x.jsonl"]["not_expressible"] == 1
-    assert manifest["files"]["x.jsonl"]["pairs"] == 2
-    line = json.loads((tmp_path / "x.jsonl").read_text())
-    assert (line["query"], line["positive"], line["negative"]) == (question(1), "A.", "B.")
+    export_pairs(pairs, tmp_path / "x.jsonl", "triplets")
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [(line["query"], line["positive"], line["negative"]) for line in lines] == [
+        (question(1), "A.", "B."),
+        (question(2), "C.", None),
+        (question(3), None, "D."),
+    ]
+    assert set(load_dataset(tmp_path / "x.jsonl").pairs) == set(pairs)
 
 
 def test_formulas_are_neutralised_in_csv(tmp_path):
@@ -176,6 +176,7 @@ def test_a_jsonl_of_bare_triplets_is_loaded(tmp_path):
         ("x.jsonl", '{"query": "q", "document": "d", "label": true}\n', "line 1: label True is not a number"),
         ("x.jsonl", '{"query": "q"\n', "line 1 cannot be read as JSON"),
         ("x.jsonl", '\n["q"]\n', "line 2: a list is not a pair"),
+        ("x.jsonl", '{"query": "q", "positive": null, "negative": null}\n', "line 1: document None is not"),
         ("x.txt", "q", "the ending '.txt' is not one of"),
     ],
 )

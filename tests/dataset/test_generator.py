@@ -308,3 +308,12 @@ def test_without_an_index_or_a_manifest_there_is_no_margin(make, tmp_path):
     bare = load_dataset(built.path.rename(tmp_path / "bare.csv"))
     assert bare.mining_margin is None
     assert bare.excluded_negatives(bare.pairs[0].query_group) == frozenset()
+
+
+def test_as_triplets_a_data_set_keeps_its_test_slice(make):
+    entries = {key: {**value, "documents": value["documents"][:1]} for key, value in values().items()}
+    index = BagCorpus({f"d{i}": f"{question(i)} answered." for i in range(30)})
+    built = make(entries, corpus=index).build(options(min_negative_samples=0, export_format="triplets"))
+    dataset = load_dataset(built.path)
+    assert len(dataset.pairs) == built.statistics["total_pairs"]
+    assert sum(p.split == "test" for p in dataset.pairs) == built.statistics["test_pairs"] > 0

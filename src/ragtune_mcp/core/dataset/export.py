@@ -4,12 +4,13 @@
     json       an array of pair objects
     jsonl      one pair object a line
     triplets   one {query, positive, negative} object a line; the pairs' other fields under positive_pair and
-               negative_pair. Every pair of a query that has both sides stands in at least one line; queries
-               with one side only cannot be expressed and are counted in the manifest.
+               negative_pair. Every pair stands in at least one line; where a query has one side only, the
+               other one is null.
 
-All but triplets hold every pair and every field. Any Unicode text survives, NUL and every line separator
-included; only lone surrogates, which are not characters and have no UTF-8 form, are refused. A csv cell that
-a spreadsheet would run as a formula is written with a leading apostrophe, which the loader takes off again.
+All hold every pair and every field, triplets in canonical order and without repeats. Any Unicode text
+survives, NUL and every line separator included; only lone surrogates, which are not characters and have no
+UTF-8 form, are refused. A csv cell that a spreadsheet would run as a formula is written with a leading
+apostrophe, which the loader takes off again.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def export_pairs(
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as scratch:
         folder = Path(scratch)
         written = [path]
-        missing = _write(folder / path.name, lambda handle: _WRITERS[form](handle, pairs))
+        _write(folder / path.name, lambda handle: _WRITERS[form](handle, pairs))
         if rejected is not None:
             written.append(paths.rejected)
             _write(folder / paths.rejected.name, lambda handle: _json_lines(handle, map(asdict, rejected)))
@@ -95,7 +96,7 @@ def export_pairs(
             written.append(paths.card)
             _write(folder / paths.card.name, lambda handle: handle.write(card))
         files = _kept_files(paths) | {f.name: _file_entry(folder / f.name) for f in written}
-        files[path.name] |= {"format": form, "pairs": len(pairs) - missing, "not_expressible": missing}
+        files[path.name] |= {"format": form, "pairs": len(pairs)}
         manifest = {
             "schema": SCHEMA,
             "dataset_id": dataset_id or path.stem,
@@ -202,12 +203,11 @@ def _counts(pairs: Sequence[TrainingPair]) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, body: Callable[[IO[str]], Any]) -> Any:
+def _write(path: Path, body: Callable[[IO[str]], object]) -> None:
     with path.open("w", encoding="utf-8", newline="") as handle:
-        outcome = body(handle)
+        body(handle)
         handle.flush()
         os.fsync(handle.fileno())
-    return outcome
 
 
 def _file_entry(path: Path) -> dict[str, Any]:
@@ -240,21 +240,19 @@ def _json(handle: IO[str], value: Any) -> None:
     handle.write("\n")
 
 
-def _json_lines(handle: IO[str], rows: Iterable[Any]) -> int:
+def _json_lines(handle: IO[str], rows: Iterable[Any]) -> None:
     for row in rows:
         handle.write(_line(row) + "\n")
-    return 0
 
 
 def _line(row: Any) -> str:
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
 
-def _write_csv(handle: IO[str], pairs: Sequence[TrainingPair]) -> int:
+def _write_csv(handle: IO[str], pairs: Sequence[TrainingPair]) -> None:
     writer = csv.writer(handle, quoting=csv.QUOTE_ALL, lineterminator="\n")
     writer.writerow(_COLUMNS)
     writer.writerows([_cell(getattr(pair, column)) for column in _COLUMNS] for pair in pairs)
-    return 0
 
 
 def _cell(value: Any) -> str:
@@ -266,49 +264,48 @@ def _cell(value: Any) -> str:
     return f"'{text}" if _FORMULA.match(text) else text
 
 
-def _write_json(handle: IO[str], pairs: Sequence[TrainingPair]) -> int:
+def _write_json(handle: IO[str], pairs: Sequence[TrainingPair]) -> None:
     handle.write("[")
     for number, pair in enumerate(pairs):
         handle.write((",\n" if number else "\n") + _line(asdict(pair)))
     handle.write("\n]\n")
-    return 0
 
 
-def _write_jsonl(handle: IO[str], pairs: Sequence[TrainingPair]) -> int:
-    return _json_lines(handle, map(asdict, pairs))
+def _write_jsonl(handle: IO[str], pairs: Sequence[TrainingPair]) -> None:
+    _json_lines(handle, map(asdict, pairs))
 
 
-def _write_triplets(handle: IO[str], pairs: Sequence[TrainingPair]) -> int:
-    queries: dict[tuple[str, str], list[TrainingPair]] = {}
+def _write_triplets(handle: IO[str], pairs: Sequence[TrainingPair]) -> None:
+    queries: dict[tuple[str, ...], list[TrainingPair]] = {}
     for pair in pairs:
-        queries.setdefault((pair.query, pair.split), []).append(pair)
-    expressed = 0
+        queries.setdefault((pair.query, pair.query_group, pair.split), []).append(pair)
     for members in queries.values():
         negatives = [pair for pair in members if pair.kind in NEGATIVE_KINDS]
         positives = [pair for pair in members if pair.kind not in NEGATIVE_KINDS]
-        if not positives or not negatives:
-            continue
-        expressed += len(members)
         # Round and round the shorter side, so that every pair stands in a line without the full cross
         # product.
         for i in range(max(len(positives), len(negatives))):
-            handle.write(_line(_triplet(positives[i % len(positives)], negatives[i % len(negatives)])) + "\n")
-    return len(pairs) - expressed
+            positive, negative = (side[i % len(side)] if side else None for side in (positives, negatives))
+            handle.write(_line(_triplet(members[0], positive, negative)) + "\n")
 
 
 _SHARED = ("query", "query_group", "split")
 
 
-def _triplet(positive: TrainingPair, negative: TrainingPair) -> dict[str, Any]:
-    def rest(pair: TrainingPair) -> dict[str, Any]:
+def _triplet(
+    shared: TrainingPair, positive: TrainingPair | None, negative: TrainingPair | None
+) -> dict[str, Any]:
+    def rest(pair: TrainingPair | None) -> dict[str, Any] | None:
+        if pair is None:
+            return None
         return {k: v for k, v in asdict(pair).items() if k not in (*_SHARED, "document")}
 
     return {
-        "query": positive.query,
-        "positive": positive.document,
-        "negative": negative.document,
-        "query_group": positive.query_group,
-        "split": positive.split,
+        "query": shared.query,
+        "positive": positive.document if positive else None,
+        "negative": negative.document if negative else None,
+        "query_group": shared.query_group,
+        "split": shared.split,
         "positive_pair": rest(positive),
         "negative_pair": rest(negative),
     }
@@ -361,8 +358,10 @@ def _read_triplets(path: Path) -> Iterator[TrainingPair]:
         if not isinstance(row, dict):
             raise InvalidInput(f"{where}: a {type(row).__name__} is not a triplet.")
         shared = {key: row[key] for key in _SHARED if key in row}
-        for side, label, kind in (("positive", 1.0, "positive"), ("negative", 0.0, "negative")):
-            own = {"label": label, "kind": kind, **(row.get(f"{side}_pair") or {}), "document": row.get(side)}
+        for side, label, other in (("positive", 1.0, "negative"), ("negative", 0.0, "positive")):
+            if side in row and row[side] is None and row.get(other) is not None:
+                continue
+            own = {"label": label, "kind": side, **(row.get(f"{side}_pair") or {}), "document": row.get(side)}
             seen.add(pair_of_row(shared | own, where))
     yield from sorted(seen, key=canonical)
 
@@ -380,7 +379,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
                     raise InvalidInput(f"{where} cannot be read as JSON: {error}.") from error
 
 
-_WRITERS: Mapping[ExportFormat, Callable[[IO[str], Sequence[TrainingPair]], int]] = {
+_WRITERS: Mapping[ExportFormat, Callable[[IO[str], Sequence[TrainingPair]], None]] = {
     "csv": _write_csv,
     "json": _write_json,
     "jsonl": _write_jsonl,
