@@ -167,6 +167,7 @@ def test_the_results_tell_how_the_ramp_went(won):
     test_id = won.trials.latest().test_id
     won.ramp.begin(test_id)
     assert "80%" in won.report.results().next_step
+    assert won.report.results().need == {}
     won.clock.forward(hours=25)
     won.ramp.check()
     assert "ramp is over" in won.report.results().next_step

@@ -184,7 +184,7 @@ def _results(
         reasons=(*trouble, *decision.reasons, *_why_stopped(trial)),
         warnings=found.warnings,
         next_step=_next_step(trial, decision, is_blocked=bool(trouble)),
-        need=found.need if trial.is_running else {},
+        need=found.need if trial.status == "active" else {},
         tallies=trial.tallies,
         replay=replayed,
         minimum_detectable_effect=trial.minimum_detectable_effect,
