@@ -155,10 +155,42 @@ def test_a_warming_encoder_is_not_a_failure_of_the_version(world):
     assert world.trials.active() is not None
 
 
+def test_while_the_test_version_is_not_ready_the_baseline_answers_and_the_test_goes_on(world):
+    world.start()
+    ready = world.answer
+
+    def warming(version, query, k):
+        if version == TUNED:
+            raise NotReady("The encoder is loading.")
+        return ready(version, query, k)
+
+    service = SearchService(world.db, world.trials, warming, lambda: "base", clock=world.clock)
+    for i in range(60):
+        assert service.search(f"question {i}").hits[0].id == "base-0"
+    assert world.trials.active() is not None
+    assert world.report.results().health["fallback_rate"] == (0.0, 1.0)
+    world.broken.add(TUNED)
+    for i in range(20):
+        world.service.search(f"broken {i}")
+    assert world.trials.active() is None
+
+
 @pytest.mark.parametrize(("query", "k"), [("", 5), (" \n", 5), ("how", 0)])
 def test_blank_queries_and_no_results_are_refused_and_leave_nothing(world, query, k):
     with pytest.raises(InvalidInput):
         world.service.search(query, k=k)
+    assert world.counts("exposures") == 0
+
+
+@pytest.mark.parametrize("bad", ["\0", "\ud800", "\udfff"])
+@pytest.mark.parametrize("field", ["query", "unit_id"])
+def test_a_text_that_the_log_could_not_find_again_is_refused_and_leaves_nothing(world, bad, field):
+    world.start()
+    with pytest.raises(InvalidInput) as refused:
+        world.service.search(**{"query": "how", "unit_id": "me", field: f"a {bad} b"})
+    assert field in refused.value.message
+    assert repr(bad) in refused.value.message
+    str(refused.value).encode()
     assert world.counts("exposures") == 0
 
 

@@ -6,6 +6,10 @@ import hashlib
 import unicodedata
 from enum import StrEnum
 
+from ragtune_mcp.core.errors import InvalidInput
+
+_SHOWN = 100
+
 
 class Variant(StrEnum):
     """The two sides of a test, and `BOTH` for an interleaved list."""
@@ -18,6 +22,16 @@ class Variant(StrEnum):
 def normalise_query(query: str) -> str:
     """NFKC, case-folded, runs of white space as one blank: repeated queries become one unit."""
     return " ".join(unicodedata.normalize("NFKC", query).casefold().split())
+
+
+def check_text(name: str, text: str) -> None:
+    """Refuse what SQLite cannot find again: a lone surrogate has no UTF-8, and its JSON ends at a NUL."""
+    bad = next((c for c in text if c == "\0" or "\ud800" <= c <= "\udfff"), None)
+    if bad is not None:
+        raise InvalidInput(
+            f"{name} is {text[:_SHOWN]!r}; it holds the character {bad!r}, which cannot be stored.",
+            hint="Remove the character and repeat the call.",
+        )
 
 
 def unit_of(query: str, unit_id: str = "") -> str:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from ragtune_mcp.core.clock import to_iso
+from ragtune_mcp.core.errors import NotReady
 from ragtune_mcp.core.experiment.decision import Decision, Recommendation
 from ragtune_mcp.core.experiment.trials import Trial, end_trial
 
@@ -160,6 +161,8 @@ def break_circuit(conn: sqlite3.Connection, trial: Trial, at: datetime) -> None:
 def failure_reason(conn: sqlite3.Connection, test_id: str, first_phase: int) -> str:
     """Why the test version counts as broken: 3 failures in a row, or over 5 % of its last 20 to 1000 answers.
 
+    An encoder that is loading or an index being built says nothing about the version: such answers are left out.
+
     Args:
         conn: any connection.
         test_id: the test.
@@ -170,9 +173,9 @@ def failure_reason(conn: sqlite3.Connection, test_id: str, first_phase: int) -> 
     """
     rows = conn.execute(
         "SELECT a.failure FROM answers a JOIN exposures e ON e.seq = a.exposure_seq"
-        " WHERE a.test_id = ? AND e.assigned != 'baseline' AND e.phase >= ?"
+        " WHERE a.test_id = ? AND e.assigned != 'baseline' AND e.phase >= ? AND a.failure != ?"
         " ORDER BY a.seq DESC LIMIT ?",
-        (test_id, first_phase, BREAKER_WINDOW),
+        (test_id, first_phase, NotReady.code, BREAKER_WINDOW),
     ).fetchall()
     failed = sum(1 for row in rows if row["failure"])
     in_a_row = len(rows) >= BREAKER_IN_A_ROW and all(row["failure"] for row in rows[:BREAKER_IN_A_ROW])

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from ragtune_mcp.core.clock import to_iso, utc_now
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import InvalidInput, RagTuneError
-from ragtune_mcp.core.experiment.assignment import Variant, assign, coin_flips, unit_of
+from ragtune_mcp.core.experiment.assignment import Variant, assign, check_text, coin_flips, unit_of
 from ragtune_mcp.core.experiment.decision_log import break_circuit
 from ragtune_mcp.core.experiment.interleaving import MIDPOINT_RATING, discount_gap, team_draft
 from ragtune_mcp.core.experiment.trials import Trial, TrialStore
@@ -120,12 +120,14 @@ class SearchService:
             The handle for feedback and the results.
 
         Raises:
-            InvalidInput: a blank query or k < 1.
+            InvalidInput: a blank query, k < 1, or a text that the log cannot hold.
         """
         if not query.strip():
             raise InvalidInput(f"The query {query!r} is blank.")
         if k < 1:
             raise InvalidInput(f"k is {k}; it must be at least 1.")
+        check_text("query", query)
+        check_text("unit_id", unit_id)
         trial = self._trials.active()
         exposure = self._expose(trial, query, k, unit_of(query, unit_id))
         answer = self._answer(trial, exposure, query, k)
@@ -183,7 +185,7 @@ class SearchService:
         try:
             return self._search_version(trial.test_version, query, k), ""
         # Whatever a model or its index raises, the user gets the baseline's answer; it is logged, counted
-        # and, if it repeats, ends the test.
+        # and, if it repeats, ends the test, unless the version was only not ready yet.
         except Exception as error:
             _logger.warning("test version %s failed on a query", trial.test_version, exc_info=True)
             return (), error.code if isinstance(error, RagTuneError) else type(error).__name__
