@@ -3,7 +3,8 @@
 It is a real MCP server over stdio on ConPort's own tables. The file `double.json` in the workspace says what
 goes wrong: {"die_before": tool} and {"die_after": tool} end the process once, {"hang": tool} never answers
 once, {"locked": n} fails n writes with ConPort's message for a held database, {"locked_item": key} does so
-once for one item of a batch, {"refuse": key} refuses what has that key, {"strict": true} wants text.
+once for one item of a batch, {"refuse": key} refuses what has that key, {"fail": word} fails every call
+with that key or summary in words of its own, {"strict": true} wants text.
 """
 
 import argparse
@@ -59,6 +60,7 @@ class Double:
         await self.before("log_custom_data")
         if self.plan().get("refuse") == key:
             raise ToolError(f"1 validation error for call[tool_log_custom_data]: key {key}")
+        self.fail_for(key)
         row = self.store(category, key, value)
         self.after("log_custom_data")
         return row
@@ -73,6 +75,8 @@ class Double:
     ) -> dict[str, Any]:
         await self.before("batch_log_items")
         done, failed = [], []
+        for item in items:
+            self.fail_for(item["key"])
         for index, item in enumerate(items):
             plan = self.plan()
             error = "1 validation error" if plan.get("refuse") == item["key"] else ""
@@ -102,6 +106,7 @@ class Double:
         tags: list[str] | None = None,
     ) -> dict[str, Any]:
         await self.before("log_decision")
+        self.fail_for(summary)
         row = self.insert(
             "decisions",
             summary=summary,
@@ -142,6 +147,10 @@ class Double:
     async def get_linked_items(self, workspace_id: str, item_type: str, item_id: str) -> list[dict[str, Any]]:
         links = self.rows("context_links")
         return [r for r in links if (r["source_item_type"], r["source_item_id"]) == (item_type, item_id)]
+
+    def fail_for(self, word: str) -> None:
+        if self.plan().get("fail") == word:
+            raise ToolError(f"Unexpected error in the tool: {word}")
 
     def plan(self) -> dict[str, Any]:
         return json.loads(self.faults.read_text()) if self.faults.exists() else {}

@@ -115,6 +115,88 @@ def test_a_refused_entry_keeps_waiting_and_holds_up_nothing(outbox, make_client)
     assert (single.delivered, single.pending) == (0, 1)
 
 
+@pytest.mark.parametrize("many", [True, False])
+def test_a_row_that_the_tool_fails_on_keeps_its_error_and_blocks_nothing(outbox, make_client, many):
+    client = make_client({"fail": "bad"})
+    outbox.put_custom_data("C", "bad", 1)
+    if many:
+        outbox.put_custom_data("C", "good", 1)
+    outbox.put_decision("bad")
+    outbox.put_decision("good")
+    outbox.put_custom_data("C", "last", 1)
+    result = outbox.flush(client)
+    assert (result.delivered, result.pending) == (3 if many else 2, 2)
+    assert "Unexpected error in the tool: bad" in (outbox.last_error() or "")
+    assert [row["key"] for row in client.get_custom_data("C")] == (["good", "last"] if many else ["last"])
+    assert [row["summary"] for row in client.get_decisions()] == ["good"]
+
+
+def test_a_locked_database_stops_the_delivery_and_nothing_is_refused(outbox, make_client, workspace):
+    client = make_client({"locked": 6})
+    for key in ("a", "b"):
+        outbox.put_decision(key)
+    stopped = outbox.flush(client)
+    assert (stopped.delivered, stopped.pending) == (0, 2)
+    assert "locked" in (stopped.error or "")
+    assert (workspace.root / "calls.txt").read_text().split().count("log_decision") == 6
+    assert outbox.flush(client) == FlushResult(2, 0, None)
+
+
+def test_a_refusal_that_repeats_a_text_about_locks_is_a_refusal(outbox, make_client, workspace):
+    client = make_client({"refuse": "database is locked"})
+    outbox.put_custom_data("C", "database is locked", 1)
+    outbox.put_decision("d")
+    assert outbox.flush(client).delivered == 1
+
+
+def test_each_decision_is_settled_after_its_link(outbox, file_client):
+    outbox.put_decision("first", link_to=("custom_data", "A:1"))
+    outbox.put_decision("second", link_to=("custom_data", "A:2"))
+    linked: list[str] = []
+
+    def link_items(source_type, source_id, target_type, target_id, relationship):
+        if target_id == "A:2" and "A:2 failed" not in linked:
+            linked.append("A:2 failed")
+            raise ConPortUnavailable("gone")
+        linked.append(target_id)
+
+    file_client.link_items = link_items
+    assert outbox.flush(file_client).delivered == 1
+    assert outbox.flush(file_client) == FlushResult(1, 0, None)
+    assert linked == ["A:1", "A:2 failed", "A:2"]
+
+
+def test_a_decision_sent_before_a_kill_is_not_logged_again(outbox, file_client, monkeypatch):
+    outbox.put_decision("Promote v2", "why", link_to=("custom_data", "ModelVersions:v2"))
+    update = outbox._update
+
+    def killed(id_, column, value):
+        if "conport_id" in value:
+            raise KeyboardInterrupt
+        update(id_, column, value)
+
+    monkeypatch.setattr(outbox, "_update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        outbox.flush(file_client)
+    monkeypatch.undo()
+    assert outbox.flush(file_client) == FlushResult(1, 0, None)
+    assert len(file_client.get_decisions()) == 1
+
+
+def test_a_decision_of_the_same_words_logged_earlier_is_not_taken_for_it(outbox, file_client):
+    file_client.log_decision("Promote v2", "why")
+    with outbox._db.transaction() as conn:
+        conn.execute(
+            "INSERT INTO outbox (kind, category, key, body, created_at) VALUES ('decision', '', 'k', ?, '')",
+            (
+                '{"summary": "Promote v2", "rationale": "why", "tags": [], "link_to": null, '
+                '"sent_at": "2099-01-01T00:00:00.000000Z"}',
+            ),
+        )
+    assert outbox.flush(file_client).delivered == 1
+    assert len(file_client.get_decisions()) == 2
+
+
 def test_a_value_replaced_while_its_old_state_is_under_way_is_delivered_too(outbox, file_client):
     outbox.put_custom_data("C", "k", "old")
     log_custom_data = file_client.log_custom_data

@@ -15,14 +15,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ragtune_mcp.core.clock import from_iso, utc_now
 from ragtune_mcp.core.errors import ConPortUnavailable, InvalidInput
 from ragtune_mcp.core.feedback import conport_launch
-from ragtune_mcp.core.feedback.conport_file import ConPortFile
+from ragtune_mcp.core.feedback.conport_file import ConPortFile, find_decision
 from ragtune_mcp.core.feedback.conport_session import (
     LOCKED_PAUSES_S,
     ConPortInterrupted,
@@ -229,13 +229,11 @@ class ConPortClient:
         }
         if self._writes_file:
             return self._file(self.workspace_id).write_row("decisions", row)
-        # ConPort keeps whole seconds.
-        started = utc_now() - timedelta(seconds=1)
+        started = utc_now()
 
         def landed() -> dict[str, Any] | None:
             recent = self._session.call("get_decisions", {"workspace_id": self.workspace_id, "limit": 20})
-            same = (r for r in recent if r["summary"] == summary and (r["rationale"] or "") == rationale)
-            return next((r for r in same if from_iso(r["timestamp"]) >= started), None)
+            return find_decision(recent, summary, rationale, started)
 
         result: dict[str, Any] = self._call(
             "log_decision", {"workspace_id": self.workspace_id, **row}, landed=landed

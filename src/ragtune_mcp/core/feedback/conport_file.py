@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ragtune_mcp.core.clock import utc_now
+from ragtune_mcp.core.clock import from_iso, utc_now
 from ragtune_mcp.core.errors import ConPortUnavailable
 from ragtune_mcp.core.feedback.fields import encode_json
 
@@ -155,6 +155,16 @@ class ConPortFile:
 def stamp_of(row: Mapping[str, Any]) -> str:
     """What ConPort sets anew whenever it overwrites a row: id and time, the time in whole seconds."""
     return f"{row['id']} {row['timestamp']}"
+
+
+def find_decision(
+    rows: Iterable[dict[str, Any]], summary: str, rationale: str, since: datetime
+) -> dict[str, Any] | None:
+    """The first of these decisions that has the same words and was logged at that moment or later."""
+    # ConPort keeps whole seconds.
+    start = since - timedelta(seconds=1)
+    same = (row for row in rows if row["summary"] == summary and (row["rationale"] or "") == rationale)
+    return next((row for row in same if from_iso(row["timestamp"]) >= start), None)
 
 
 def _value(text: str) -> Any:

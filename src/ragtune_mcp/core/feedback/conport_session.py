@@ -35,13 +35,18 @@ _START_TRIES = 3
 LOCKED_PAUSES_S = (0.4, 0.8, 1.6, 3.2, 6.0)
 _CLOSE_WAIT_S = 5.0
 # What ConPort answers while another process holds its database.
-_LOCKED = ("database is locked", "disk I/O error")
+_LOCKED = ("database is locked", "table is locked", "schema is locked", "disk I/O error")
+_INVALID = ("validation error", "Invalid workspace_id")
 # Arguments that a ConPort with a strict schema takes as JSON text.
 _JSON_ARGUMENTS = (("log_custom_data", "value"), ("batch_log_items", "items"))
 
 
 class ConPortInterrupted(ConPortUnavailable):
     """The connection ended or the call timed out: ConPort may have carried it out, or may still do so."""
+
+
+class ConPortRefused(ConPortUnavailable):
+    """The tool itself answered with an error: what was asked was not done, but ConPort is there."""
 
 
 class ConPortSession:
@@ -78,7 +83,8 @@ class ConPortSession:
 
         Raises:
             ConPortInterrupted: the connection ended or the call timed out; it may have been carried out.
-            ConPortUnavailable: ConPort cannot be started or reached, or answers with an error.
+            ConPortRefused: the tool answered with an error.
+            ConPortUnavailable: ConPort cannot be started or reached, or its database stays locked.
             InvalidInput: ConPort refuses the arguments.
         """
         with self._lock:
@@ -195,7 +201,8 @@ class ConPortSession:
 
 def is_locked(text: str) -> bool:
     """Whether ConPort's error text says that its database is held by another process."""
-    return any(sign in text for sign in _LOCKED)
+    # A validation error repeats the value, which may say anything.
+    return any(sign in text for sign in _LOCKED) and not _is_invalid(text)
 
 
 def pause(seconds: float) -> None:
@@ -228,10 +235,14 @@ def _start_failure(error: BaseException) -> ConPortUnavailable:
     return ConPortUnavailable(message, hint=hint)
 
 
-def _refusal(tool: str, text: str) -> ConPortUnavailable | InvalidInput:
-    if "validation error" in text or "Invalid workspace_id" in text:
+def _refusal(tool: str, text: str) -> ConPortRefused | InvalidInput:
+    if _is_invalid(text):
         return InvalidInput(f"ConPort refuses {tool}: {text}")
-    return ConPortUnavailable(f"ConPort failed in {tool}: {text}")
+    return ConPortRefused(f"ConPort failed in {tool}: {text}")
+
+
+def _is_invalid(text: str) -> bool:
+    return any(sign in text for sign in _INVALID)
 
 
 def _unwrap(result: CallToolResult) -> Any:

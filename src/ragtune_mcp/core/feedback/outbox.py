@@ -6,20 +6,29 @@ So a stopped ConPort delays and never loses.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from ragtune_mcp.core.clock import to_iso, utc_now
+from ragtune_mcp.core.clock import from_iso, to_iso, utc_now
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import ConPortUnavailable, InvalidInput
 from ragtune_mcp.core.feedback.conport import ConPortClient
+from ragtune_mcp.core.feedback.conport_file import find_decision
+from ragtune_mcp.core.feedback.conport_session import ConPortRefused
 from ragtune_mcp.core.feedback.fields import encode_json
 
+log = logging.getLogger(__name__)
+
+# What concerns the one row that was sent; anything else that ConPort may raise stops the delivery.
+_REFUSED = (ConPortRefused, InvalidInput)
+# Rows that were sent, and id -> error of those that ConPort refused.
+_Sent = tuple[Sequence[sqlite3.Row], Mapping[int, str]]
 # Delivered and marked together; of an interrupted delivery at most this many are sent again.
 _BATCH = 100
 
@@ -135,10 +144,10 @@ class Outbox:
         ]
 
     def flush(self, client: ConPortClient, progress: Callable[[int, int], None] | None = None) -> FlushResult:
-        """Deliver what waits, oldest first; stops when ConPort does not answer.
+        """Deliver what waits, oldest first; stops when ConPort does not answer or its database stays locked.
 
-        An entry that ConPort refuses keeps waiting with its error and does not hold up the others. Of several
-        processes only one delivers at a time.
+        An entry that ConPort refuses, in whatever words, keeps waiting with its error and does not hold up the
+        others. Of several processes only one delivers at a time.
 
         Args:
             client: where to deliver.
@@ -179,19 +188,18 @@ class Outbox:
             "SELECT * FROM outbox WHERE delivered_at IS NULL AND id > ? ORDER BY id LIMIT ?", (last, _BATCH)
         ).fetchall():
             for kind, group in groupby(rows, key=lambda row: row["kind"]):
-                batch = list(group)
+                batch, settled = list(group), 0
+                send = _send_custom_data if kind == "custom_data" else self._send_decisions
                 try:
-                    if kind == "custom_data":
-                        refused = _send_custom_data(client, batch)
-                    else:
-                        refused = self._send_decisions(client, batch)
-                except (ConPortUnavailable, InvalidInput) as failure:
-                    self._update(batch[0]["id"], "last_error", str(failure))
+                    for sent, refused in send(client, batch):
+                        settled += len(sent)
+                        delivered += self._settle(sent, refused)
+                        error = next(iter(refused.values()), error)
+                        if report:
+                            report(before + delivered)
+                except ConPortUnavailable as failure:
+                    self._update(batch[settled]["id"], "last_error", str(failure))
                     return delivered, str(failure)
-                delivered += self._settle(batch, refused)
-                error = next(iter(refused.values()), error)
-                if report:
-                    report(before + delivered)
             last = rows[-1]["id"]
         return delivered, error
 
@@ -220,43 +228,60 @@ class Outbox:
                 conn.execute("UPDATE outbox SET last_error = ? WHERE id = ?", (error, id_))
         return len(done)
 
-    def _send_decisions(self, client: ConPortClient, rows: Sequence[sqlite3.Row]) -> dict[int, str]:
-        """Log and link decisions; returns id -> error of the refused rows."""
-        refused = {}
+    def _send_decisions(self, client: ConPortClient, rows: Sequence[sqlite3.Row]) -> Iterator[_Sent]:
+        """Log and link decisions, one after the other."""
         for row in rows:
-            decision = json.loads(row["body"])
+            refused = {}
             try:
-                if "conport_id" not in decision:
-                    logged = client.log_decision(
-                        decision["summary"], decision["rationale"], tags=decision["tags"]
-                    )
-                    decision["conport_id"] = str(logged["id"])
-                    # At once: if linking fails, the next delivery must not log the decision again.
-                    self._update(row["id"], "body", encode_json(decision))
-                if decision["link_to"]:
-                    item_type, item_id = decision["link_to"]
-                    client.link_items("decision", decision["conport_id"], item_type, item_id, "concerns")
-            except InvalidInput as error:
+                self._send_decision(client, row)
+            except _REFUSED as error:
                 refused[row["id"]] = str(error)
-        return refused
+            yield [row], refused
+
+    def _send_decision(self, client: ConPortClient, row: sqlite3.Row) -> None:
+        decision = json.loads(row["body"])
+        if "conport_id" not in decision:
+            decision["conport_id"] = self._log(client, row["id"], decision)
+            # At once: if linking fails, the next delivery must not log the decision again.
+            self._update(row["id"], "body", encode_json(decision))
+        if decision["link_to"]:
+            item_type, item_id = decision["link_to"]
+            client.link_items("decision", decision["conport_id"], item_type, item_id, "concerns")
+
+    def _log(self, client: ConPortClient, id_: int, decision: dict[str, Any]) -> str:
+        summary, rationale = decision["summary"], decision["rationale"]
+        if "sent_at" in decision:
+            # An earlier delivery ended between sending it and noting its id: it may be in ConPort.
+            sent_at = from_iso(decision["sent_at"])
+            found = find_decision(client.get_decisions(), summary, rationale, sent_at)
+            if found:
+                return str(found["id"])
+        else:
+            decision["sent_at"] = to_iso(utc_now())
+            self._update(id_, "body", encode_json(decision))
+        return str(client.log_decision(summary, rationale, tags=decision["tags"])["id"])
 
     def _update(self, id_: int, column: Literal["last_error", "body"], value: str) -> None:
         with self._db.transaction() as conn:
             conn.execute(f"UPDATE outbox SET {column} = ? WHERE id = ?", (value, id_))
 
 
-def _send_custom_data(client: ConPortClient, rows: Sequence[sqlite3.Row]) -> dict[int, str]:
-    """Write entries, several at once; returns id -> error of the refused rows."""
+def _send_custom_data(client: ConPortClient, rows: Sequence[sqlite3.Row]) -> Iterator[_Sent]:
+    """Write entries, several at once."""
+    entries = [{"category": r["category"], "key": r["key"], "value": json.loads(r["body"])} for r in rows]
     if len(rows) > 1:
-        entries = [{"category": r["category"], "key": r["key"], "value": json.loads(r["body"])} for r in rows]
-        return {
-            rows[failure.row]["id"]: failure.error for failure in client.log_custom_data_many(entries).failed
-        }
-    refused = {}
-    for row in rows:
-        entry = {"category": row["category"], "key": row["key"], "value": json.loads(row["body"])}
+        try:
+            failed = client.log_custom_data_many(entries).failed
+        except _REFUSED as error:
+            # Which of them is not told.
+            log.info("Entries are sent one by one: %s", error)
+        else:
+            yield rows, {rows[failure.row]["id"]: failure.error for failure in failed}
+            return
+    for row, entry in zip(rows, entries, strict=True):
+        refused = {}
         try:
             client.log_custom_data(entry)
-        except InvalidInput as error:
+        except _REFUSED as error:
             refused[row["id"]] = str(error)
-    return refused
+        yield [row], refused
