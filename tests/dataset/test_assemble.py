@@ -10,13 +10,15 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.dataset.samples import BagCorpus, question
+from tests.dataset.samples import BagCorpus, pair, question
 from tests.feedback.samples import entry, rated
 
+from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.dataset.assemble import Sources, assemble
 from ragtune_mcp.core.dataset.export import export_pairs, load_dataset
 from ragtune_mcp.core.dataset.options import DatasetOptions
 from ragtune_mcp.core.dataset.pairs import NEGATIVE_KINDS
+from ragtune_mcp.core.dataset.split import SliceLedger
 from ragtune_mcp.core.dataset.validate import validate
 from ragtune_mcp.core.errors import InvalidInput, NotEnoughData
 from ragtune_mcp.core.feedback.records import FeedbackBatch, RatedDocument, Rejected
@@ -357,10 +359,7 @@ def test_the_same_seed_gives_the_same_pairs_in_every_process():
     assert "'easy_negative', 'hard_negative', 'negative', 'positive', 'synthetic'" in told[0]
 
 
-def test_feedback_added_later_never_moves_a_held_out_query_into_training(tmp_path):
-    from ragtune_mcp.core.database import Database
-    from ragtune_mcp.core.dataset.split import SliceLedger
-
+def test_feedback_added_later_moves_no_query_between_test_and_training(tmp_path):
     db = Database(tmp_path / "ragtune.db")
     sources = Sources(ledger=SliceLedger(db))
     rng = random.Random(3)
@@ -379,8 +378,28 @@ def test_feedback_added_later_never_moves_a_held_out_query_into_training(tmp_pat
         now_tested = {p.query for p in result.pairs if p.split == "test"}
         now_trained = {p.query for p in result.pairs if p.split != "test"}
         assert not held_out & now_trained
+        assert not trained & now_tested
         held_out |= now_tested
         trained |= now_trained
         sources.ledger.record(result.pairs, f"t{round_}")
     assert held_out and trained
+    db.close()
+
+
+def test_a_group_with_a_query_held_out_and_one_trained_on_is_left_out_and_counted(tmp_path):
+    db = Database(tmp_path / "ragtune.db")
+    ledger = SliceLedger(db)
+    asked = question(0)
+    held, bridge, trained = asked, f"{asked} or so", f"{asked} or so they say"
+    ledger.record([pair(held, split="test"), pair(trained)], "earlier")
+    records = [
+        *ratings(40)[1:],
+        *(rated(f"x{i}", {f"x{i}": 5}, query) for i, query in enumerate((held, bridge, trained))),
+    ]
+    text = f"{bridge} please\n\n{' '.join(['word'] * 20)}"
+    options = DatasetOptions(0, 0, 0, include_synthetic=True)
+    result = made(records, options, Sources(ledger=ledger, documents=BagCorpus({"s": text})))
+    assert not {p.query for p in result.pairs if p.query.startswith(asked)}
+    assert skipped(result) == {"held_out_and_trained": 3}
+    assert result.statistics()["feedback_used"] == 39
     db.close()

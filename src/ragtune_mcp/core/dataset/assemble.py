@@ -6,6 +6,7 @@ rejected under one reason: those of cleaning and judging, and of this stage
     neutral_rating       all its opinions were pooled to a rating between the thresholds
     contradictory        as before, because raters disagreed from one side of 3 to the other
     query_cap            only weightier judgements of its query were kept
+    held_out_and_trained its query is near one that was held out and one that was trained on
     document_in_test     its document is a positive of a test query (option keep_documents_apart)
 """
 
@@ -140,8 +141,13 @@ def assemble(
         negatives = sum(pair.kind in NEGATIVE_KINDS for pair in pairs)
         require_enough("negative pairs", negatives, options.min_negative_samples, len(used), rejected)
     if options.include_synthetic and sources.documents is not None:
-        refused = _refused(base, pairs)
-        more = synthetic_pairs(sources.documents.all_texts(), pairs, options.seed, refused=refused)
+        more = synthetic_pairs(
+            sources.documents.all_texts(),
+            pairs,
+            options.seed,
+            held_out={pair.query for pair in base.between},
+            refused=_refused(base, pairs),
+        )
         pairs = _merged(pairs, more)
     check_split(pairs)
     result = Assembled(
@@ -190,6 +196,7 @@ class _Rated(NamedTuple):
     judged: Judged
     pairs: list[TrainingPair]
     rated: RatedPairs
+    between: Sequence[TrainingPair]
     groups: Mapping[str, str]
     taboo: Mapping[str, set[str]]
     excluded: Mapping[str, set[str]]
@@ -205,15 +212,18 @@ def _rate(batch: FeedbackBatch, options: DatasetOptions, sources: Sources, progr
     progress(0.4, f"{len(judged.judgements)} judgements")
     rated = rated_pairs(judged.judgements, options.pair_rules)
     groups = group_queries(pair.query for pair in rated.pairs)
-    splits = _splits(rated.pairs, judged.judgements, groups, options, sources.ledger)
-    pairs = in_splits(rated.pairs, groups, splits)
+    held_out, trained = sources.ledger.slices(groups) if sources.ledger is not None else (set(), set())
+    between = [pair for pair in rated.pairs if groups[pair.query] in held_out & trained]
+    placed = [pair for pair in rated.pairs if groups[pair.query] not in held_out & trained]
+    splits = _splits(placed, judged.judgements, groups, options, held_out, trained)
+    pairs = in_splits(placed, groups, splits)
     tested: list[TrainingPair] = []
     apart: list[TrainingPair] = []
     if options.keep_documents_apart:
         tested = [p for p in pairs if p.split == "test" and p.kind == "positive"]
         pairs, apart = _documents_apart(pairs, tested)
     used = frozenset(i for pair in pairs for i in pair.feedback_ids)
-    rejected = _account(cleaned.batch.rejected, judged, rated, apart, used)
+    rejected = _account(cleaned.batch.rejected, judged, rated, between, apart, used)
     progress(0.5, f"{len(pairs)} rated pairs in {len(set(groups.values()))} query groups")
     excluded: dict[str, set[str]] = defaultdict(set)
     names: dict[str, set[str]] = defaultdict(set)
@@ -221,7 +231,7 @@ def _rate(batch: FeedbackBatch, options: DatasetOptions, sources: Sources, progr
         excluded[group].add(document.document_id)
         names[group] |= document_names(document.document_id, document.document)
     taboo = taboo_documents(pairs, names)
-    return _Rated(cleaned, judged, pairs, rated, groups, taboo, excluded, used, rejected)
+    return _Rated(cleaned, judged, pairs, rated, between, groups, taboo, excluded, used, rejected)
 
 
 def _with_hard_negatives(
@@ -248,12 +258,12 @@ def _splits(
     judgements: Sequence[Judgement],
     groups: Mapping[str, str],
     options: DatasetOptions,
-    ledger: SliceLedger | None,
+    held_out: Collection[str],
+    trained: Collection[str],
 ) -> dict[str, SplitName]:
-    scorable = dict.fromkeys(groups.values(), False)
+    scorable = dict.fromkeys((groups[pair.query] for pair in pairs), False)
     for pair in pairs:
         scorable[groups[pair.query]] |= pair.kind == "positive"
-    held_out, trained = ledger.slices(groups) if ledger is not None else (set(), set())
     newest_first: list[str] | None = None
     if options.by_time:
         first_seen: dict[str, Any] = {}
@@ -333,6 +343,7 @@ def _account(
     rejected: Iterable[Rejected],
     judged: Judged,
     rated: RatedPairs,
+    between: Sequence[TrainingPair],
     apart: Sequence[TrainingPair],
     used: frozenset[str],
 ) -> list[Rejected]:
@@ -350,6 +361,10 @@ def _account(
         detail = f"document {judgement.document_id[:80]!r}: {pooled}"
         for i in judgement.feedback_ids:
             reasons[i] = Rejected(i, reason, detail)
+    for pair in between:
+        detail = f"query {pair.query[:80]!r} is near one that was held out and one that was trained on"
+        for i in pair.feedback_ids:
+            reasons[i] = Rejected(i, "held_out_and_trained", detail)
     for pair in apart:
         for i in pair.feedback_ids:
             reasons[i] = Rejected(i, "document_in_test", f"document {pair.document_id[:80]!r}")

@@ -4,8 +4,8 @@ A group's place follows from the hash of its id alone, so it does not depend on 
 or on the order of anything: later data leaves the groups that exist where they are. Two things can still move
 a group: its id changes when a new near-duplicate query joins it, and small data sets are topped up so that no
 slice is empty. Both are closed by the ledger: a group holding a query that an earlier data set held out for
-test stays in test; one holding a query that was trained on never enters it (test wins where a group holds
-both).
+test stays in test; one holding a query that was trained on never enters it; one holding both is left out
+(`assemble`).
 """
 
 from __future__ import annotations

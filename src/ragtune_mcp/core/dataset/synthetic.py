@@ -14,7 +14,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ragtune_mcp.core.dataset.grouping import NEAR_DUPLICATE, group_queries
@@ -47,6 +47,7 @@ def synthetic_pairs(
     pairs: Sequence[TrainingPair],
     seed: int = 42,
     *,
+    held_out: Collection[str] = (),
     refused: Mapping[str, set[str]] | None = None,
 ) -> list[TrainingPair]:
     """Make synthetic positives to go with rated pairs.
@@ -55,6 +56,7 @@ def synthetic_pairs(
         documents: id -> text as it is encoded; a heading is what stands before the first blank line.
         pairs: the rated pairs with their groups and splits.
         seed: of the choice where there are more candidates than the cap allows.
+        held_out: queries to keep away from, beside those that `pairs` hold out.
         refused: group or query key -> names of documents that may not be a positive there.
 
     Returns:
@@ -63,10 +65,10 @@ def synthetic_pairs(
     budget = SHARE * math.fsum(p.weight for p in pairs if p.kind == "positive" and p.split == "train")
     wanted = int(budget / WEIGHT)
     candidates = _unique([*_headings(documents), *_keywords(documents)])
-    held_out = sorted({pair.query for pair in pairs if pair.split != "train"})
+    avoided = sorted({*held_out, *(pair.query for pair in pairs if pair.split != "train")})
     trained = {pair.query: pair.query_group for pair in pairs if pair.split == "train"}
-    groups = group_queries([*held_out, *trained, *(c.query for c in candidates)], (NEAR_DUPLICATE,))
-    forbidden = {groups[query] for query in held_out}
+    groups = group_queries([*avoided, *trained, *(c.query for c in candidates)], (NEAR_DUPLICATE,))
+    forbidden = {groups[query] for query in avoided}
     group_of = {groups[query]: group for query, group in trained.items()}
     barred = refused or {}
     allowed = [
