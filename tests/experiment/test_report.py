@@ -91,6 +91,17 @@ def test_a_worse_model_is_stopped_at_once(world):
     assert "harm stop" in reading.reasons[0]
 
 
+def test_the_reasons_say_why_there_is_no_p_value(world):
+    world.start()
+    assert any("no rated unit" in reason for reason in world.report.results().reasons)
+    for i in range(20):
+        served = world.service.search(f"question {i}")
+        world.outcomes.record(served.query_id, 5 if world.arm_of(served.query_id) == "test" else 4)
+    reading = world.report.results()
+    assert reading.p_value is None
+    assert "no p_value: no variance in either arm" in reading.reasons
+
+
 def test_the_watch_stops_a_harmful_test_without_anyone_asking(world):
     world.start()
     world.rate_by_arm(60, 5, 2)

@@ -181,7 +181,7 @@ def _results(
         secondary=found.secondary,
         health=found.health,
         recommendation=str(decision.recommendation),
-        reasons=(*trouble, *decision.reasons, *_why_stopped(trial)),
+        reasons=(*trouble, *decision.reasons, *_why_no_p(found), *_why_stopped(trial)),
         warnings=found.warnings,
         next_step=_next_step(trial, decision, is_blocked=bool(trouble)),
         need=found.need if trial.status == "active" else {},
@@ -192,6 +192,10 @@ def _results(
         estimated_end_time=trial.ends_at,
         ended_at=trial.ended_at,
     )
+
+
+def _why_no_p(found: Findings) -> tuple[str, ...]:
+    return (f"no p_value: {found.comparison.reason}",) if found.comparison.reason else ()
 
 
 def _why_stopped(trial: Trial) -> tuple[str, ...]:
