@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import pytest
 from tests.experiment.support import FakeHit
 from tests.verbs.support import BASE, in_conport, opened
+from typer.testing import CliRunner
 
+from ragtune_mcp.core.app import RagTune
 from ragtune_mcp.core.errors import Conflict
 from ragtune_mcp.core.experiment.serving import SearchService
+from ragtune_mcp.surface.commands import app as commands
 
 
 @pytest.fixture
@@ -109,6 +112,7 @@ def test_a_test_ended_by_its_circuit_breaker_is_told_and_leaves_its_page(app):
     app.watch_test()
     told = in_conport(app, "ABTests")[trial.test_id]
     assert (told["status"], told["recommendation"]) == ("completed", "keep_baseline")
+    assert app.ab_results().health["fallback_rate"] == [0.0, 1.0]
     assert "circuit breaker" in (app.workspace.reports / f"{trial.test_id}.md").read_text(encoding="utf-8")
 
 
@@ -174,6 +178,7 @@ def test_the_results_of_a_running_test_are_short_enough_to_be_read_after_every_r
     running(app, 90)
     told = app.ab_results().model_dump(mode="json")
     assert {"recommendation", "p_anytime", "needed"} <= set(told)
+    assert "fallback_rate" not in told["health"]
     assert len(json.dumps(told, separators=(",", ":"))) < 950
 
 
@@ -186,3 +191,25 @@ def test_the_status_names_every_job_that_is_not_done(app):
                 (f"ex_{i:02}", "completed" if i else "queued", f"2026-01-01T00:00:{i:02}.000000Z", i or None),
             )
     assert app.status().running_jobs == ["ex_00"]
+
+
+@pytest.mark.parametrize(
+    ("options", "metrics"),
+    [
+        ([], None),
+        (
+            ["--metrics", "relevance_score", "--metrics", "user_satisfaction"],
+            ["relevance_score", "user_satisfaction"],
+        ),
+    ],
+)
+def test_the_command_line_names_the_metrics_of_a_test(options, metrics, tmp_path, monkeypatch):
+    asked = {}
+
+    def start(core, **plan):
+        asked.update(plan)
+        raise Conflict("seen")
+
+    monkeypatch.setattr(RagTune, "start_ab_test", start)
+    CliRunner().invoke(commands, ["--workspace", str(tmp_path), "start-ab-test", *options])
+    assert asked["metrics"] == metrics

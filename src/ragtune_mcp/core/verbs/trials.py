@@ -41,7 +41,7 @@ class TrialVerbs(TrainingVerbs):
         test_model: str = "",
         traffic_split: float | None = None,
         duration_hours: float | None = None,
-        metrics: Sequence[str] = METRICS,
+        metrics: Sequence[str] | None = None,
         mode: str = "split",
         force: bool = False,
         reason: str = "",
@@ -73,7 +73,7 @@ class TrialVerbs(TrainingVerbs):
             test.version,
             split=self.settings.ab_test_traffic_split if traffic_split is None else traffic_split,
             duration_hours=self.settings.ab_test_duration_hours if duration_hours is None else duration_hours,
-            metrics=tuple(metrics),
+            metrics=METRICS if metrics is None else tuple(metrics),
             mode=mode,
             gate=test.gate,
             force_reason=forced,
@@ -303,13 +303,19 @@ def _result(reading: Reading) -> AbResults:
         effect={name: _short(getattr(effect, name)) for name in effect.__slots__},
         srm=_short({name: reading.srm[name] for name in ("p", "alarm")}),
         guardrails=dict(reading.guardrails),
-        health={"feedback_rate": _short(reading.health["feedback_rate"]), **reading.tallies},
+        health={**_rates(reading), **reading.tallies},
         recommendation=cast(Recommendation, reading.recommendation),
         reasons=[*reading.reasons, *reading.warnings],
         replay=_short(reading.replay),
         needed=dict(reading.need),
         next_step=reading.next_step,
     )
+
+
+def _rates(reading: Reading) -> dict[str, Any]:
+    """The rates an assistant should see: that of fallbacks only where there were any."""
+    names = ["feedback_rate", *(["fallback_rate"] if any(reading.health["fallback_rate"]) else [])]
+    return {name: _short(reading.health[name]) for name in names}
 
 
 def about(seconds: float | None) -> str:

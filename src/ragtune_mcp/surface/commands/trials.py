@@ -28,6 +28,10 @@ def start_ab_test(
         float | None, typer.Option(min=0.01, max=0.99, help="Share of searches for the test model.")
     ] = None,
     hours: Annotated[float | None, typer.Option(min=0.01, max=8760, help="How long.")] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(help="Repeatable; the first one decides, the others are guardrails; none = all three."),
+    ] = None,
     mode: Annotated[Literal["split", "interleave"], typer.Option(help="split or interleave.")] = "split",
     force: Annotated[
         bool, typer.Option("--force", help="Test a version its gate blocked; needs --reason.")
@@ -42,6 +46,7 @@ def start_ab_test(
             test_model=test,
             traffic_split=split,
             duration_hours=hours,
+            metrics=metrics or None,
             mode=mode,
             force=force,
             reason=reason,

@@ -57,9 +57,10 @@ async def start_ab_test(
 
 @tool(
     "A/B results",
-    "Use at any time, as often as you like: p_anytime stays valid however often it is read. Changes "
-    "nothing. Next: what recommendation and next_step say, e.g. promote_model after deploy_test_model.",
-    read_only=True,
+    "Use at any time, as often as you like: p_anytime stays valid however often it is read. A decision "
+    "that has become final ends the test. Next: what recommendation and next_step say, e.g. promote_model "
+    "after deploy_test_model.",
+    idempotent=True,
 )
 async def ab_results(
     call: Call,
@@ -67,7 +68,7 @@ async def ab_results(
         str, Field(max_length=100, description="Id returned by start_ab_test; empty = the latest.")
     ] = "",
 ) -> AbResults:
-    """Read a live comparison."""
+    """Read a live comparison, and end it once it is decided."""
     return await session_of(call).call(lambda core: core.ab_results(test_id))
 
 
