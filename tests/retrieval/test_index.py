@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from tests.retrieval.support import HashBag, document, vector_ids
 
+from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import IntegrityError, NotReady, WrongEmbedder
 from ragtune_mcp.core.retrieval.catalog import Catalog, VectorId
 from ragtune_mcp.core.retrieval.chroma import ChromaVectors
@@ -196,6 +197,27 @@ def test_pruning_leaves_the_collections_of_other_workspaces(index, documents, fi
     index.prune(lambda: [])
     assert chroma.exists("somebody-elses")
     chroma.drop("somebody-elses")
+
+
+def test_pruning_leaves_the_collections_of_another_machine_with_the_same_path(
+    index, workspace, documents, fill, chroma, tmp_path
+):
+    fill(a="one")
+    other = VectorIndex(workspace, Database(tmp_path / "other" / "ragtune.db"))
+    theirs, ours = other.begin("v1", HashBag()), index.begin("v1", HashBag())
+    assert index.prune(lambda: ["v1"]) == []
+    assert chroma.exists(theirs.name)
+    assert other.prune(lambda: ["v1"]) == []
+    assert chroma.exists(ours.name)
+
+
+def test_a_collection_named_otherwise_before_goes_on_serving(index, workspace, db, documents, fill):
+    fill(a="one")
+    index._prefix = "ragtune-0a1b2c3d-"
+    build_collection(index, documents, "v1", HashBag())
+    later = VectorIndex(workspace, db)
+    assert later.prune(lambda: ["v1"]) == []
+    assert ask(later, HashBag(), "one") == ["a"]
 
 
 def test_an_edit_takes_effect_at_once_and_leaves_no_old_vector(index, documents, fill, chroma):

@@ -23,6 +23,7 @@ _INITIAL = ("feedback", "jobs", "models", "retrieval", "experiment")
 MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("001_initial", _INITIAL),
     ("002_told", ("experiment_told",)),
+    ("003_identity", ("identity",)),
 )
 _BUSY_TIMEOUT_S = 30.0
 

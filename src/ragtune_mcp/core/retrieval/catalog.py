@@ -69,6 +69,10 @@ class Catalog:
     def __init__(self, db: Database) -> None:
         self._db = db
 
+    def workspace_id(self) -> str:
+        """A random name of this workspace, made with its database and never changed."""
+        return str(self._db.connection.execute("SELECT workspace_id FROM identity").fetchone()[0])
+
     def find(self, version: str, state: CollectionState) -> Collection | None:
         """The collection of a version in a state; at most one is building and one ready."""
         row = self._db.connection.execute(

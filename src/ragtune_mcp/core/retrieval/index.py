@@ -14,7 +14,6 @@ which cost it many times what additions do.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,8 +69,8 @@ class VectorIndex:
         self._workspace = workspace
         self._catalog = Catalog(db)
         self._chroma = ChromaVectors(ChromaStore(workspace), self._catalog.has)
-        # Several workspaces may share one remote Chroma.
-        self._prefix = f"ragtune-{hashlib.sha256(workspace.id.encode()).hexdigest()[:8]}-"
+        # Several workspaces may share one remote Chroma, on several machines with the same paths.
+        self._prefix = f"ragtune-{self._catalog.workspace_id()}-"
 
     def is_ready(self, version: str) -> bool:
         """True when the version's serving collection has a row for every document's present text."""
