@@ -83,6 +83,23 @@ def test_the_same_opinion_twice_within_minutes_counts_once():
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [{"rater": "ann"}, {"rater": "anonymous", "extra": {"session_id": "s1"}}, {"query_id": "q1"}],
+    ids=["rater", "session", "search"],
+)
+def test_an_opinion_sent_twice_counts_once_where_the_sender_can_be_told(fields):
+    twice = [rated("a", {"d": 5}, **fields), rated("b", {"d": 5}, **fields)]
+    assert reasons(cleaned(*twice)) == {"b": "duplicate"}
+
+
+@pytest.mark.parametrize("rater", ["", "unknown"])
+def test_equal_opinions_of_unknown_raters_are_several_peoples(rater):
+    # As an import without times and raters holds them: three annotators who agree.
+    alike = [rated(i, {"d": 5}, rater=rater, extra={"session_id": "unknown"}) for i in "abc"]
+    assert reasons(cleaned(*alike)) == {}
+
+
+@pytest.mark.parametrize(
     "second",
     [
         rated("b", {"d": 5}, days=1, rater="ann"),

@@ -6,8 +6,9 @@ Every rule is counted by its reason; an entry that fails one is `Rejected` under
     empty_query                 no letter or digit is left after mark-up is stripped
     query_too_long              more than `max_query_chars`: the model sees its first 256 tokens only
     follow_up_without_context   marked as a follow-up and too short, or pointing at what was said before
-    duplicate                   the same feedback id twice, or the same opinion of one rater twice within
-    minutes uniform_rater               one of several raters who gives every document the same rating
+    duplicate                   the same feedback id twice, or the same opinion twice within minutes from
+                                one known rater or session, or on one search
+    uniform_rater               one of several raters who gives every document the same rating
 """
 
 from __future__ import annotations
@@ -178,7 +179,6 @@ def _content(record: FeedbackRecord) -> tuple[object, ...]:
     )
     signals = (record.reasked, record.dead_end)
     return (
-        record.rater,
         query_key(record.query),
         record.rating,
         documents,
@@ -186,6 +186,16 @@ def _content(record: FeedbackRecord) -> tuple[object, ...]:
         record.response or "",
         *signals,
     )
+
+
+def _sender(record: FeedbackRecord) -> tuple[str, str] | None:
+    """Who sent the entry, as far as one can tell; None for nobody known: equal opinions may be several people's."""
+    session = record.extra.get("session_id")
+    session = known_rater(session) if isinstance(session, str) else ""
+    for kind, name in (("rater", record.rater), ("session", session), ("search", record.query_id)):
+        if name:
+            return kind, name
+    return None
 
 
 def _same_id(records: Sequence[FeedbackRecord], rules: CleaningRules) -> dict[int, Rejected]:
@@ -207,7 +217,10 @@ def _duplicates(records: Sequence[FeedbackRecord], rules: CleaningRules) -> dict
     last: dict[tuple[object, ...], tuple[int, str]] = {}
     found: dict[int, Rejected] = {}
     for i, record in enumerate(records):
-        content = _content(record)
+        sender = _sender(record)
+        if sender is None:
+            continue
+        content = (sender, *_content(record))
         seen = last.get(content)
         if seen is not None and record.timestamp - records[seen[0]].timestamp <= rules.duplicate_window:
             found[i] = Rejected(record.feedback_id, "duplicate", f"same opinion as {seen[1]}")
