@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sqlite3
 
 import pytest
@@ -132,3 +133,21 @@ def test_an_incremental_read_ends_where_a_full_one_does(file_client, states, out
         newest = {row["key"]: row["value"] for row in file_client.get_custom_data(CATEGORY)}
         newest |= {row["key"]: row["value"] for row in outbox.pending_custom_data(CATEGORY)}
         assert states.hashes() == {k: sha256_text(encode_json(v)) for k, v in newest.items()}
+
+
+@pytest.mark.parametrize(
+    ("value", "feedback_id"),
+    [
+        ({"feedback_id": "inner"}, "inner"),
+        (json.dumps({"feedback_id": "inner"}), "inner"),
+        ({"key": "k1", "value": {"feedback_id": "inner"}}, "inner"),
+        ({"rating": 5}, "k1"),
+        ('{"feedback_id": "inner"', "k1"),
+        (["inner"], "k1"),
+    ],
+    ids=["object", "text", "envelope", "none", "torn", "array"],
+)
+def test_an_entry_is_found_by_the_id_it_is_read_under(file_client, states, value, feedback_id):
+    put(file_client, k1=value)
+    states.refresh(file_client)
+    assert states.find("k1") == states.find(feedback_id) == KnownEntry("k1", feedback_id)

@@ -155,3 +155,12 @@ def test_a_search_leads_to_its_ratings_and_they_lead_back(app, feedback):
     assert (found["kind"], found["version"], found["documents"]) == ("query", "base", ["d1"])
     assert found["feedback_ids"] == [feedback_id]
     assert app.explain(feedback_id)["query_id"] == query_id
+
+
+def test_a_rating_that_cannot_be_read_is_explained_by_its_id_and_its_key(app, feedback):
+    feedback.put(12, documents=[], rating=6)
+    dataset_id = generate(app).dataset_id
+    for identifier in ("f12", "k12"):
+        found = app.explain(identifier)
+        assert (found["id"], found["datasets"]) == ("f12", [])
+        assert [(n["dataset_id"], n["reason"]) for n in found["not_used"]] == [(dataset_id, "invalid_rating")]

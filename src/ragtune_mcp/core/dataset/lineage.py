@@ -73,15 +73,20 @@ def descendants(folder: Path, feedback_id: str) -> list[Descendant]:
     return sorted(found, key=lambda d: d.dataset_id)
 
 
-def rejections(folder: Path, feedback_id: str) -> dict[str, Rejected]:
-    """Data set id -> why it did not use an entry, for the data sets that read it and did not; by data set id."""
+def rejections(folder: Path, *identifiers: str) -> dict[str, Rejected]:
+    """Data set id -> why it did not use an entry, for the data sets that read it and did not; by data set id.
+
+    Args:
+        folder: where data sets lie.
+        *identifiers: feedback id and ConPort key: what cannot be read is rejected under its key.
+    """
     found = {}
     for manifest_path, manifest in _manifests(folder):
         path = DatasetPaths(manifest_path.with_name(manifest["dataset_id"])).rejected
         for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
-            if feedback_id in line:
+            if any(identifier in line for identifier in identifiers):
                 rejected = Rejected(**json.loads(line))
-                if rejected.feedback_id == feedback_id:
+                if rejected.feedback_id in identifiers:
                     found[manifest["dataset_id"]] = rejected
     return dict(sorted(found.items()))
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from ragtune_mcp.core.clock import from_iso, utc_now
 from ragtune_mcp.core.database import Database
+from ragtune_mcp.core.errors import FeedbackInvalid
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.feedback.conport_file import stamp_of
-from ragtune_mcp.core.feedback.fields import encode_json, mapping, name
+from ragtune_mcp.core.feedback.fields import encode_json, name
 from ragtune_mcp.core.feedback.outbox import Outbox
-from ragtune_mcp.core.feedback.parsing import CATEGORY
+from ragtune_mcp.core.feedback.parsing import CATEGORY, unwrap_entry
 from ragtune_mcp.core.workspace import sha256_text
 
 # ConPort's time has whole seconds and SQLite may give an id again: a row this young could be overwritten
@@ -132,4 +133,9 @@ class FeedbackStates:
 
 def _state(row: Mapping[str, Any], stamp: str) -> tuple[str, str, str, str]:
     key, value = row["key"], row["value"]
-    return key, name(mapping(value).get("feedback_id")) or key, stamp, sha256_text(encode_json(value))
+    try:
+        own = name(unwrap_entry(value).get("feedback_id"))
+    except FeedbackInvalid:
+        # Nothing can be read of it, so it is rejected under its key.
+        own = ""
+    return key, own or key, stamp, sha256_text(encode_json(value))

@@ -161,7 +161,7 @@ class LineageVerbs(ModelVerbs):
         query_id = query_of(self.db.connection, feedback_id)
         if not (known or versions or query_id):
             return None
-        rejected = rejections(self.workspace.training_data, feedback_id)
+        rejected = rejections(self.workspace.training_data, feedback_id, entry.key if entry else identifier)
         return {
             "kind": "feedback",
             "id": feedback_id,
