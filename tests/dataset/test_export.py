@@ -146,6 +146,28 @@ def test_a_csv_written_by_hand_is_loaded_with_groups_and_splits(tmp_path):
     assert dataset.pairs[0].kind == "negative"
 
 
+def _own_csv(path, groups, splits):
+    rows = "".join(
+        f'"{question(i)}","Doc {i}",1,{group},{split}\n'
+        for i, (group, split) in enumerate(zip(groups, splits, strict=True))
+    )
+    path.write_text("query,document,label,query_group,split\n" + rows, encoding="utf-8")
+    return path
+
+
+def test_splits_of_ones_own_are_kept_without_groups(tmp_path):
+    splits = ["train", "test", "validation", "test", *["train"] * 20]
+    dataset = load_dataset(_own_csv(tmp_path / "own.csv", [""] * 24, splits))
+    assert [p.split for p in dataset.pairs] == splits
+    assert all(p.query_group for p in dataset.pairs)
+
+
+def test_one_missing_group_is_named_and_does_not_cost_the_splits_of_all(tmp_path):
+    path = _own_csv(tmp_path / "own.csv", ["a", "", "b"], ["train", "test", "validation"])
+    with pytest.raises(InvalidInput, match=f"the query '{question(1)}' has no query_group"):
+        load_dataset(path)
+
+
 def test_a_jsonl_of_bare_triplets_is_loaded(tmp_path):
     (tmp_path / "own.jsonl").write_text('{"query": "q", "positive": "p", "negative": "n"}\n')
     assert {(p.document, p.label, p.kind) for p in load_dataset(tmp_path / "own.jsonl").pairs} == {

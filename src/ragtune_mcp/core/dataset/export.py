@@ -114,8 +114,8 @@ def export_pairs(
 def load_dataset(path: str | Path) -> Dataset:
     """Read a data set back.
 
-    A file without a manifest is read as well: at least query, document and label in each row. Rows without
-    groups or splits get them here, by the same rules as everywhere.
+    A file without a manifest is read as well: at least query, document and label in each row. Where no row
+    has a group they get them here, and where none is held out splits too, by the same rules as everywhere.
 
     Args:
         path: the data file, as written by `export_pairs` or by hand.
@@ -125,7 +125,8 @@ def load_dataset(path: str | Path) -> Dataset:
 
     Raises:
         DigestMismatch: the file is not the one its manifest describes.
-        InvalidInput: the file is missing or unreadable, or a row is not a pair; the message names the row.
+        InvalidInput: the file is missing or unreadable, a row is not a pair (the message names it), or only
+            some rows have a group.
     """
     path = Path(path)
     if not path.is_file():
@@ -143,8 +144,7 @@ def load_dataset(path: str | Path) -> Dataset:
     pairs = list(_READERS[entry.get("format") or _format_of(path)](path))
     if not pairs:
         raise InvalidInput(f"{path.name} holds no pairs.")
-    if not all(pair.query_group for pair in pairs):
-        pairs = with_groups_and_splits(pairs)
+    pairs = with_groups_and_splits(pairs, path.name)
     return Dataset(manifest.get("dataset_id", path.stem), tuple(pairs), manifest if entry else {})
 
 

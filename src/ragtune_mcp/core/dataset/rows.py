@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, get_args
 
 from ragtune_mcp.core.dataset.grouping import group_queries
@@ -47,9 +48,30 @@ def pair_of_row(row: Any, where: str) -> TrainingPair:
     )
 
 
-def with_groups_and_splits(pairs: Sequence[TrainingPair]) -> list[TrainingPair]:
-    """The pairs with query groups and splits worked out, for files that hold none."""
+def with_groups_and_splits(pairs: Sequence[TrainingPair], where: str) -> list[TrainingPair]:
+    """The pairs with query groups worked out where none has one, and splits where none is held out.
+
+    Args:
+        pairs: of one file.
+        where: the file, for the message.
+
+    Returns:
+        The pairs; as they are where all have a group.
+
+    Raises:
+        InvalidInput: some have a group and some have not, so that neither can be trusted.
+    """
+    without = next((pair for pair in pairs if not pair.query_group), None)
+    if without is None:
+        return list(pairs)
+    if any(pair.query_group for pair in pairs):
+        raise InvalidInput(
+            f"{where}: the query {without.query[:80]!r} has no query_group, but others have one.",
+            hint="Give every row a query_group, or leave the column out; loading then works groups out.",
+        )
     groups = group_queries(pair.query for pair in pairs)
+    if any(pair.split != "train" for pair in pairs):
+        return [replace(pair, query_group=groups[pair.query]) for pair in pairs]
     scorable = dict.fromkeys(groups.values(), False)
     for pair in pairs:
         scorable[groups[pair.query]] |= pair.kind not in NEGATIVE_KINDS
