@@ -98,5 +98,6 @@ def minimum_detectable_effect(n_baseline: float, n_test: float, sd: float, alpha
 
 def units_needed(effect: float, sd: float, split: float = 0.5, alpha: float = 0.05) -> tuple[int, int]:
     """Rated units (baseline, test) for 80 % power at `effect`, a `split` share going to the test variant."""
-    per_split = (_z_sum(alpha) * sd / effect) ** 2
-    return math.ceil(per_split / (1.0 - split)), math.ceil(per_split / split)
+    # Of n = scale / (split (1 - split)) units in all, each arm gets its share.
+    scale = (_z_sum(alpha) * sd / effect) ** 2
+    return math.ceil(scale / split), math.ceil(scale / (1.0 - split))
