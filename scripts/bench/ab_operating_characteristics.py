@@ -60,7 +60,7 @@ SCENARIOS = {
         "A/A, drift, split .2 -> .5 in mid test",
         (PMF38, PMF38),
         start={"split": 0.2},
-        stream={"drift": 0.6, "change_split": (150, 0.5)},
+        stream={"drift": 0.6, "change_split": (0.5, 0.5)},
     ),
     "aa-skewed": Scenario("A/A, skewed ratings", (SKEWED, SKEWED)),
     "win": Scenario("3.8 -> 4.2", (PMF38, PMF42)),

@@ -118,7 +118,7 @@ def stream(
     *,
     hours: float,
     drift: float = 0.0,
-    change_split: tuple[int, float] | None = None,
+    change_split: tuple[float, float] | None = None,
     prefix: str = "",
 ):
     """One test through the service path, read after every rating, until it decides or n ratings are in.
@@ -130,7 +130,7 @@ def stream(
         rng: of the ratings.
         hours: planned duration; ratings come evenly spread over it.
         drift: in each half of the stream a share of ratings is moved down, then up, by one.
-        change_split: (after how many ratings, new split).
+        change_split: (after which share of the ratings, new split).
         prefix: of the queries, so that streams on one database share no unit.
 
     Returns:
@@ -138,7 +138,7 @@ def stream(
     """
     reading = None
     for i in range(n):
-        if change_split and i == change_split[0]:
+        if change_split and i == round(change_split[0] * n):
             world.trials.set_split(world.trials.latest().test_id, change_split[1])
         served = world.service.search(f"{prefix}query {i}", k=1)
         in_test = world.arm_of(served.query_id) == "test"

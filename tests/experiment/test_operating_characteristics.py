@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 from scripts.bench.ab_operating_characteristics import SCENARIOS, simulate
+from tests.experiment.support import stream
 
 RATINGS = 80
 
@@ -22,6 +24,14 @@ def test_equal_models_are_rarely_told_apart_although_read_after_every_rating(nam
     assert (outcomes["deploy"] + outcomes["worse"]) / streams <= wrong_share_limit(streams)
     assert outcomes["stop_investigate"] == 0
     assert used > 0.8 * RATINGS * streams
+
+
+def test_the_split_changes_in_the_middle_of_a_stream_of_any_length(world):
+    scenario = SCENARIOS["aa-change"]
+    world.start(duration_hours=240.0, **scenario.start)
+    stream(world, 20, scenario.pmfs, np.random.default_rng(1), hours=240.0, **scenario.stream)
+    phases = world.db.connection.execute("SELECT propensity, count(*) FROM exposures GROUP BY phase")
+    assert [tuple(row) for row in phases] == [(0.2, 10), (0.5, 10)]
 
 
 def test_a_worse_model_is_never_deployed_and_often_stopped(tmp_path):
