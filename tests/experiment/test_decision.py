@@ -18,6 +18,7 @@ RUNNING = Facts(
     guardrails={},
     srm_e_value=1.0,
     mixed_share=0.0,
+    feedback_rate_p=1.0,
     salt_reused=False,
     early_alpha=0.01,
     final_alpha=0.04,
@@ -96,6 +97,31 @@ CASES = {
     ),
     "a guardrail still unclear does not block an early win": (
         replace(RUNNING, p_anytime=0.001, guardrails={"relevance_score": Guard.UNCLEAR}),
+        DEPLOY,
+        "better",
+    ),
+    "arms rated unequally often are not deployed early": (
+        replace(RUNNING, p_anytime=0.001, feedback_rate_p=0.0009),
+        CONTINUE,
+        "unequally often",
+    ),
+    "arms rated unequally often are not deployed by p_anytime at the end": (
+        replace(ENDED, p_anytime=0.001, feedback_rate_p=0.0009),
+        INCONCLUSIVE,
+        "unequally often",
+    ),
+    "arms rated unequally often are not deployed by p_fixed": (
+        replace(ENDED, p_fixed=0.001, feedback_rate_p=0.0009),
+        INCONCLUSIVE,
+        "unequally often",
+    ),
+    "arms rated unequally often are stopped when worse": (
+        replace(RUNNING, difference=-0.4, p_anytime=0.001, feedback_rate_p=0.0009),
+        KEEP,
+        "worse",
+    ),
+    "feedback rates that may differ by chance block nothing": (
+        replace(RUNNING, p_anytime=0.001, feedback_rate_p=0.001),
         DEPLOY,
         "better",
     ),

@@ -196,6 +196,25 @@ def test_a_stopped_test_does_not_use_the_fixed_horizon_p(world):
     assert reading.recommendation == ("deploy_test_model" if reading.p_anytime <= 0.01 else "inconclusive")
 
 
+def test_a_better_model_that_is_rated_more_often_is_not_deployed(world):
+    world.start(duration_hours=48)
+    for i in range(400):
+        served = world.service.search(f"question {i}")
+        if world.arm_of(served.query_id) == "test":
+            world.outcomes.record(served.query_id, 4 + i % 2)
+        elif i % 3 == 0:
+            world.outcomes.record(served.query_id, 3)
+    world.clock.forward(hours=25)
+    reading = world.report.results()
+    assert (reading.recommendation, reading.status) == ("continue", "active")
+    assert "rated unequally often" in reading.reasons[0]
+    world.clock.forward(hours=25)
+    reading = world.report.results()
+    assert reading.p_anytime <= 0.01
+    assert reading.recommendation == "inconclusive"
+    assert "rated unequally often" in reading.reasons[0]
+
+
 def test_equal_models_end_as_equivalent(world):
     world.start(duration_hours=24)
     rng = np.random.default_rng(2)

@@ -10,6 +10,8 @@ MIN_RATED_PER_ARM = 30
 MIN_TO_STOP_PER_ARM = 10
 MIN_ELAPSED_S = 24 * 3600.0
 MAX_MIXED_SHARE = 0.01
+# Looked at after every rating, so far below the level of a single look.
+FEEDBACK_RATE_ALARM = 0.001
 
 
 class Recommendation(StrEnum):
@@ -59,6 +61,7 @@ class Facts:
         guardrails: state by name.
         srm_e_value: evidence that assignment is broken.
         mixed_share: share of units seen in both arms.
+        feedback_rate_p: Fisher's, of the difference between the shares of units rated.
         salt_reused: an earlier test has the same salt.
         early_alpha: level of p_anytime.
         final_alpha: level of p_fixed.
@@ -79,6 +82,7 @@ class Facts:
     guardrails: Mapping[str, Guard]
     srm_e_value: float
     mixed_share: float
+    feedback_rate_p: float
     salt_reused: bool
     early_alpha: float
     final_alpha: float
@@ -102,9 +106,15 @@ class Facts:
     @property
     def obstacles(self) -> list[str]:
         """What forbids a deployment now; an unclear guardrail only once no rating can clear it any more."""
+        found = []
         blocking = (Guard.FAILED, Guard.UNCLEAR) if self.is_over else (Guard.FAILED,)
-        unproven = self.guards_in(*blocking)
-        return [f"not shown to be no worse on: {', '.join(unproven)}"] if unproven else []
+        if unproven := self.guards_in(*blocking):
+            found.append(f"not shown to be no worse on: {', '.join(unproven)}")
+        if self.feedback_rate_p < FEEDBACK_RATE_ALARM:
+            found.append(
+                f"the arms are rated unequally often (Fisher p {self.feedback_rate_p:.2g}), which neither p allows for"
+            )
+        return found
 
 
 def decide(facts: Facts) -> Decision:

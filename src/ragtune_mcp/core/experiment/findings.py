@@ -42,6 +42,7 @@ class Findings:
     Attributes:
         metric: what the effect is measured in: the primary metric, or the credit when interleaved.
         rated: rated units of (baseline, test); interleaved: credited queries, twice.
+        feedback_rate_p: of the difference between the arms' feedback rates.
         need: units still missing in each arm for 80 % power at the metric's reference effect.
     """
 
@@ -59,6 +60,7 @@ class Findings:
     srm_e_value: float
     srm_p: float
     mixed_share: float
+    feedback_rate_p: float
     warnings: tuple[str, ...]
     need: Mapping[str, int]
 
@@ -91,6 +93,7 @@ def findings_of(trial: Trial, evidence: Evidence) -> Findings:
         srm_e_value=e_value(max((ratio.sup for ratio in evidence.ratios.values()), default=0.0)),
         srm_p=_srm_p(evidence),
         mixed_share=evidence.mixed_units / max(1, sum(a.units for a in evidence.arms.values())),
+        feedback_rate_p=_feedback_rate_p(evidence),
         warnings=tuple(_warnings(trial, evidence, comparison)),
         need=_need(trial, metric, credits if is_interleaved else baseline.plus(test), rated),
     )
@@ -203,12 +206,18 @@ def _srm_p(evidence: Evidence) -> float:
     return min((srm_chi_square_p(r.test, r.baseline, r.split) for r in ratios), default=1.0)
 
 
+def _feedback_rate_p(evidence: Evidence) -> float:
+    """Fisher p of the difference between the arms' feedback rates; 1 for interleaved lists, which share them."""
+    baseline, test = evidence.arms["baseline"], evidence.arms["test"]
+    return fisher_exact(test.rated_units, test.units, baseline.rated_units, baseline.units)
+
+
 def _warnings(trial: Trial, evidence: Evidence, comparison: Comparison) -> list[str]:
     if trial.mode == "interleave":
         return []
     baseline, test = evidence.arms["baseline"], evidence.arms["test"]
     warnings = []
-    rate_p = fisher_exact(test.rated_units, test.units, baseline.rated_units, baseline.units)
+    rate_p = _feedback_rate_p(evidence)
     if rate_p < _RATE_ALARM:
         warnings.append(
             f"feedback rates differ between the arms (Fisher p {rate_p:.2g}): averages may mislead"

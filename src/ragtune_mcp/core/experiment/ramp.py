@@ -136,6 +136,9 @@ class Ramp:
     def block(self, reason: str) -> Trial | None:
         """Log why the ramp cannot be rolled back although it should be.
 
+        Args:
+            reason: what is in the way.
+
         Returns:
             The ramping test the first time; None when this is its last logged step, and where none ramps.
         """

@@ -142,6 +142,7 @@ class AbReport:
             guardrails=found.guardrails,
             srm_e_value=found.srm_e_value,
             mixed_share=found.mixed_share,
+            feedback_rate_p=found.feedback_rate_p,
             salt_reused=reused > 1,
             early_alpha=trial.early_alpha,
             final_alpha=trial.final_alpha,
