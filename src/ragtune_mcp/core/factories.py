@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 from ragtune_mcp.core.app import RagTune
 from ragtune_mcp.core.dataset.generator import TrainingDataGenerator
+from ragtune_mcp.core.errors import ModelUnavailable
 from ragtune_mcp.core.feedback.conport import ConPortClient
 from ragtune_mcp.core.finetune.base import resolve_base_model
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.finetuner import ModelFineTuner
 from ragtune_mcp.core.models.library_encoder import LibraryEncoder
 from ragtune_mcp.core.retrieval.user_collection import UserCollection
+from ragtune_mcp.core.settings import Settings, find_workspace
+
+log = logging.getLogger(__name__)
 
 
 def create_training_data_generator(
@@ -47,7 +53,7 @@ def create_training_data_generator(
 
 
 def create_model_finetuner(config: FineTuningConfig | None = None, workspace_id: str = "") -> ModelFineTuner:
-    """A fine-tuner with the exporters attached.
+    """A fine-tuner that exports as the workspace's settings say and compares with the configured base model.
 
     Args:
         config: how to train; None for the defaults.
@@ -58,4 +64,16 @@ def create_model_finetuner(config: FineTuningConfig | None = None, workspace_id:
     """
     from ragtune_mcp.core.models.exporters.ollama import export_ollama
 
-    return ModelFineTuner(config, workspace=workspace_id, export_ollama=export_ollama)
+    chosen, root = config or FineTuningConfig(), find_workspace(workspace_id)
+    settings = Settings.load(root)
+
+    def export(folder: Path, name: str, target: Path, **options: Any) -> dict[str, Any]:
+        try:
+            base = resolve_base_model(chosen.base_model_name, root, settings.ragtune_allow_downloads).path
+        except ModelUnavailable as error:
+            # The distance from the base is told besides; it says nothing against the file.
+            log.warning("not compared with the base model: %s", error.message)
+            base = None
+        return export_ollama(folder, name, target, host=settings.ollama_host, base_folder=base, **options)
+
+    return ModelFineTuner(chosen, workspace=workspace_id, export_ollama=export)
