@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tests.models.tiny_bert import WINDOW, make_tiny_bert
 
-from ragtune_mcp.core.errors import ExportMismatch, InvalidInput
+from ragtune_mcp.core.errors import ExportMismatch, InvalidInput, OllamaUnavailable
 from ragtune_mcp.core.models.exporters import parity, verification
 from ragtune_mcp.core.models.exporters.bert import read_bert
 from ragtune_mcp.core.models.exporters.gguf_file import read_gguf, require_keys, write_gguf
@@ -414,10 +414,17 @@ class FakeOllama(ThreadingHTTPServer):
         self.deleted: list[str] = []
         self.uploads = 0
         self.fault = ""
+        self.delete_fails = False
+        self.version_answer: tuple[int, object] | None = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def splits_otherwise(self) -> bool:
+        """As a program does that tokenizes BERT models differently."""
+        return self.fault == "tokens" or self.version.startswith("0.2")
 
     def embed(self, texts: list[str]) -> dict:
         vectors = encode(self.model, texts)
@@ -429,7 +436,7 @@ class FakeOllama(ThreadingHTTPServer):
         counts = [min(len(tokenizer(text)["input_ids"]), WINDOW) for text in texts]
         return {
             "embeddings": vectors.tolist(),
-            "prompt_eval_count": sum(counts) + (self.fault == "tokens" and "Of the" in texts),
+            "prompt_eval_count": sum(counts) + (self.splits_otherwise and "Of the" in texts),
         }
 
 
@@ -438,7 +445,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/api/version":
-            self.answer(200, {"version": self.server.version})
+            status, content = self.server.version_answer or (200, {"version": self.server.version})
+            self.answer(status, content)
         else:
             self.answer(
                 200, {"models": [{"name": f"{n}:latest", "digest": "d1"} for n in self.server.models]}
@@ -466,17 +474,28 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/api/show":
             capability = "completion" if self.server.fault == "show" else "embedding"
             self.answer(200, {"capabilities": [capability]})
+        elif self.server.fault == "gone":
+            self.close_connection = True
         else:
             self.answer(200, self.server.embed(request["input"]))
 
     def do_DELETE(self) -> None:
         name = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
         self.server.deleted.append(name)
+        if self.server.delete_fails:
+            self.answer(500, {"error": "no delete"})
+            return
         self.server.models.pop(name)
         self.answer(200, {})
 
-    def answer(self, status: int, content: dict | None = None) -> None:
-        body = b"" if content is None else json.dumps(content).encode()
+    def answer(self, status: int, content: object = None) -> None:
+        body = (
+            b""
+            if content is None
+            else content
+            if isinstance(content, bytes)
+            else json.dumps(content).encode()
+        )
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -538,7 +557,47 @@ def test_a_file_that_ollama_refuses_fails_the_export(tiny, tmp_path, ollama):
         export_ollama(tiny, "tiny", tmp_path / "out", host=ollama.url)
 
 
-def test_an_old_ollama_is_warned_of(tiny, tmp_path, ollama):
+def test_an_old_ollama_is_warned_of_and_not_asked(tiny, tmp_path, ollama):
     ollama.version = "0.21.4"
     report = export_ollama(tiny, "tiny", tmp_path / "out", host=ollama.url)
-    assert any("0.21.4" in warning for warning in report["warnings"])
+    check = report["checks"]["ollama"]
+    assert (check["status"], "0.21.4" in check["reason"]) == ("skipped", True)
+    assert report["warnings"].count(check["reason"]) == 1
+    assert ollama.uploads == 0
+
+
+@pytest.mark.parametrize(
+    "answer", [(404, b"not here"), (500, {}), (200, b"<html>hello</html>"), (200, [1, 2]), (200, {"a": 1})]
+)
+def test_another_server_on_ollamas_port_is_no_ollama(tiny, tmp_path, ollama, answer):
+    ollama.version_answer = answer
+    report = export_ollama(tiny, "tiny", tmp_path / "out", host=ollama.url)
+    assert report["checks"]["ollama"]["status"] == "skipped"
+    assert ollama.url in report["checks"]["ollama"]["reason"]
+    assert report["ollama"] == {"reachable": False, "url": ollama.url}
+
+
+def test_an_ollama_that_goes_away_says_nothing_against_the_file(tiny, tmp_path, ollama):
+    ollama.fault = "gone"
+    report = export_ollama(tiny, "tiny", tmp_path / "out", host=ollama.url)
+    assert report["checks"]["ollama"]["status"] == "skipped"
+    assert any("No Ollama answers" in warning for warning in report["warnings"])
+
+
+def test_what_the_check_found_is_told_even_where_its_model_cannot_be_deleted(tiny, tmp_path, ollama):
+    ollama.delete_fails = True
+    report = export_ollama(tiny, "tiny", tmp_path / "out", host=ollama.url)
+    assert report["checks"]["ollama"]["status"] == "passed"
+    assert any("ollama rm ragtune-check-" in warning for warning in report["warnings"])
+    ollama.fault = "vectors"
+    with pytest.raises(ExportMismatch, match="other vectors"):
+        export_ollama(tiny, "tiny", tmp_path / "again", host=ollama.url)
+
+
+def test_no_proxy_stands_before_an_ollama_of_this_machine(monkeypatch, ollama):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert OllamaServer(ollama.url).version() == "0.32.1"
+    assert OllamaServer(ollama.url.replace("127.0.0.1", "localhost")).version() == "0.32.1"
+    with pytest.raises(OllamaUnavailable):
+        OllamaServer("http://models.example.org").version()

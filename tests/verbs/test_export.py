@@ -51,3 +51,20 @@ def test_an_ollama_that_gives_other_vectors_fails_the_export(app, ollama):
     state = exported(app, quantization="q8_0")
     assert (state.status, state.error.code) == ("failed", "export_mismatch")
     assert not app.workspace.export("one", "ollama", "q8_0").exists()
+
+
+def test_an_old_ollama_is_not_said_to_have_given_the_same_vectors(app, ollama):
+    ollama.version = "0.21.4"
+    state = exported(app)
+    assert state.status == "completed", state.error
+    assert state.result["checks"]["ollama"]["status"] == "skipped"
+    assert state.next_step.startswith("To keep the model in Ollama:")
+
+
+def test_a_base_that_is_gone_does_not_keep_a_version_from_being_exported(app, tmp_path):
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "model.safetensors").unlink()
+    app.settings.ragtune_allow_downloads = False
+    state = exported(app)
+    assert state.status == "completed", state.error
+    assert state.result["base_cosine"]["status"] == "skipped"

@@ -18,7 +18,13 @@ from typing import Any
 from ragtune_mcp.core.app import RagTune
 from ragtune_mcp.core.dataset.export import load_dataset
 from ragtune_mcp.core.dataset.pairs import Dataset
-from ragtune_mcp.core.errors import ChromaUnavailable, Conflict, JobCancelled
+from ragtune_mcp.core.errors import (
+    ChromaUnavailable,
+    Conflict,
+    IntegrityError,
+    JobCancelled,
+    ModelUnavailable,
+)
 from ragtune_mcp.core.finetune.base import BaseModel, resolve_base_model
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.distillation import distill
@@ -122,6 +128,7 @@ def _trained(
     found = {
         "training_duration": round(tuned.duration_s, 2),
         "metrics": tuned.metrics,
+        "history": [entry.to_dict() for entry in tuned.history],
         "gate": tuned.gate.to_dict(),
         "evaluation": tuned.evaluation,
         "chosen": tuned.chosen,
@@ -173,8 +180,7 @@ def export_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
     from ragtune_mcp.core.models.exporters.ollama import export_ollama
 
     spec = ctx.job.spec
-    model = app.registry.get(spec["version"])
-    app.registry.verify(model.version)
+    model = app.registry.verify(spec["version"])
     target = app.workspace.export(model.version, spec["format"], spec["quantization"])
     ctx.progress(0.1, f"writing {spec['format']}")
     if spec["format"] == "onnx":
@@ -187,25 +193,31 @@ def export_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
         quantization=spec["quantization"],
         texts=texts[:_EXPORT_TEXTS],
         host=app.settings.ollama_host,
-        base_folder=app.registry.get(model.base_model).path,
+        base_folder=_base_folder(app, ctx, model),
     )
 
 
 def _base(app: RagTune, name: str) -> ModelVersion:
-    known = app.registry.resolve(name) if app.registry.has(name) else None
-    if known is None or (known.kind == "base" and not known.path.is_dir()):
-        # Unknown, or its folder moved: a cache was cleared, the environment was made anew.
-        found = resolve_base_model(name, app.workspace.root, app.settings.ragtune_allow_downloads)
-        return app.registry.register_base(found.name, found.path)
-    return app.registry.verify(known.version)
+    if app.registry.has(name):
+        return app.registry.verify(app.registry.resolve(name).version)
+    found = resolve_base_model(name, app.workspace.root, app.settings.ragtune_allow_downloads)
+    return app.registry.register_base(found.name, found.path)
+
+
+def _base_folder(app: RagTune, ctx: JobContext, model: ModelVersion) -> Path | None:
+    try:
+        return app.registry.verify(model.base_model).path
+    except (ModelUnavailable, IntegrityError) as error:
+        # The export's distance from its base is told besides; it says nothing against the file.
+        ctx.event(f"not compared with the base model: {error.message}")
+        return None
 
 
 def _ensure_encoder(app: RagTune, ctx: JobContext, model: ModelVersion) -> None:
     folder = app.encoders.folder(model.version)
     if not folder.exists():
         ctx.event(f"exporting the serving encoder of {model.version}")
-        app.registry.verify(model.version)
-        export_onnx(model.path, folder)
+        export_onnx(app.registry.verify(model.version).path, folder)
     app.encoders.get(model.version, wait_s=120)
 
 

@@ -324,6 +324,7 @@ def _next_step(job: Job, gate: Mapping[str, Any] | None) -> str:
         return "Call search."
     if job.kind == "export" and "commands" in job.result:
         ollama = job.result["ollama"]
-        checked = f"The Ollama at {ollama['url']} gave the same vectors. " if ollama["reachable"] else ""
+        has_passed = job.result["checks"]["ollama"]["status"] == "passed"
+        checked = f"The Ollama at {ollama['url']} gave the same vectors. " if has_passed else ""
         return f"{checked}To keep the model in Ollama: {job.result['commands']['create']}"
     return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,17 @@ class OllamaServer:
             name = f"{name or '127.0.0.1'}:{_PORT}"
         # What a server listens on everywhere is reached here.
         name = name.replace("0.0.0.0", "127.0.0.1", 1)
+        is_here = name.startswith(("127.", "localhost:", "[::1]:"))
+        # A proxy does not see what is on this machine.
+        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if is_here else []))
         self.url = f"{scheme or 'http'}://{name}{'/' + path.strip('/') if path.strip('/') else ''}"
 
     def version(self) -> str:
-        """Its version; raises OllamaUnavailable when nothing answers within a second."""
-        return str(self._call("GET", "/api/version", timeout_s=_LOOK_S).get("version", "unknown"))
+        """Its version; raises OllamaUnavailable when no Ollama answers within a second."""
+        try:
+            return str(self._call("GET", "/api/version", timeout_s=_LOOK_S)["version"])
+        except (ExportMismatch, KeyError) as error:
+            raise OllamaUnavailable(f"What answers at {self.url} is no Ollama: {error}.") from error
 
     def create(self, model: str, gguf: Path, context: int) -> None:
         """Upload a GGUF file and make a model of it.
@@ -89,11 +96,11 @@ class OllamaServer:
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            with self._opener.open(request, timeout=timeout_s) as response:
                 text = response.read()
+            return dict(json.loads(text)) if text else {}
         except urllib.error.HTTPError as error:
             detail = error.read().decode("utf-8", "replace")[:300]
             raise ExportMismatch(f"Ollama answered {method} {path} with {error.code}: {detail}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, HTTPException, ValueError, TypeError) as error:
             raise OllamaUnavailable(f"No Ollama answers at {self.url}: {error}.") from error
-        return dict(json.loads(text)) if text else {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragtune_mcp.core.errors import ExportMismatch, OllamaUnavailable
+from ragtune_mcp.core.errors import ExportMismatch, OllamaUnavailable, RagTuneError
 from ragtune_mcp.core.models.exporters.bert import BertSource
 from ragtune_mcp.core.models.exporters.gguf_file import Quantization, read_gguf, require_keys, tensor_names
 from ragtune_mcp.core.models.exporters.ollama_server import OllamaServer
@@ -142,42 +142,61 @@ def run_ollama(
         host: as in OLLAMA_HOST.
 
     Returns:
-        The report of `compare`, or that it was skipped; and what is known of the Ollama: {reachable, url,
-        version, digest, warnings}.
+        The report of `compare`, or that it was skipped: none answers, it is too old, or it went away; and what is
+        known of the Ollama: {reachable, url, version, digest, warnings}.
 
     Raises:
         ExportMismatch: Ollama refuses the file, or gives other vectors or tokens.
-        OllamaUnavailable: it stopped answering on the way.
     """
     server = OllamaServer(host)
     try:
         version = server.version()
     except OllamaUnavailable as error:
         return skipped(error.message), {"reachable": False, "url": server.url}
-    about = {"reachable": True, "url": server.url, "version": version, "warnings": _version_warnings(version)}
+    about: dict[str, Any] = {"reachable": True, "url": server.url, "version": version, "warnings": []}
+    if _is_old(version):
+        reason = f"Ollama {version} tokenizes BERT models differently; update to 0.30.0 or later."
+        about["warnings"].append(reason)
+        return skipped(reason), about
     name = f"ragtune-check-{secrets.token_hex(4)}"
-    window = source.layout.max_tokens
-    server.create(name, gguf, window)
     try:
+        server.create(name, gguf, source.layout.max_tokens)
         about["digest"] = server.digest(name)
-        shown = server.show(name)
-        if "embedding" not in shown.get("capabilities", ()):
-            raise ExportMismatch(
-                f"Ollama takes the file for no embedding model: {shown.get('capabilities')}."
-            )
-        singles, different = [], []
-        for index, text in enumerate(reference.texts):
-            vector, tokens = server.embed(name, [text], window)
-            singles.extend(vector)
-            whole = reference.token_counts[index] <= window
-            if reference.classes[index] or (whole and tokens and tokens != reference.token_counts[index]):
-                different.append(index)
-        vectors = unit(np.array(singles, dtype=np.float32))
-        report = compare(reference, vectors, quantization, require_known(reference, different))
-        _require_same_together(server, name, reference, vectors, window)
+        report = _run(server, name, reference, quantization, source.layout.max_tokens)
+    except OllamaUnavailable as error:
+        # It went away on the way, which says nothing against the file.
+        about["warnings"].append(error.message)
+        report = skipped(error.message)
     finally:
-        server.delete(name)
+        _delete(server, name, about)
     return report, about
+
+
+def _run(
+    server: OllamaServer, name: str, reference: Reference, quantization: Quantization, window: int
+) -> dict[str, Any]:
+    shown = server.show(name)
+    if "embedding" not in shown.get("capabilities", ()):
+        raise ExportMismatch(f"Ollama takes the file for no embedding model: {shown.get('capabilities')}.")
+    singles, different = [], []
+    for index, text in enumerate(reference.texts):
+        vector, tokens = server.embed(name, [text], window)
+        singles.extend(vector)
+        whole = reference.token_counts[index] <= window
+        if reference.classes[index] or (whole and tokens and tokens != reference.token_counts[index]):
+            different.append(index)
+    vectors = unit(np.array(singles, dtype=np.float32))
+    report = compare(reference, vectors, quantization, require_known(reference, different))
+    _require_same_together(server, name, reference, vectors, window)
+    return report
+
+
+def _delete(server: OllamaServer, name: str, about: dict[str, Any]) -> None:
+    """Remove the model made for the check; failing at that must not hide what the check found."""
+    try:
+        server.delete(name)
+    except RagTuneError as error:
+        about["warnings"].append(f"Ollama may still hold {name} (ollama rm {name}): {error.message}")
 
 
 def _require_same_together(
@@ -193,11 +212,9 @@ def _require_same_together(
         )
 
 
-def _version_warnings(version: str) -> list[str]:
+def _is_old(version: str) -> bool:
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if numbers and numbers < _FIRST_GOOD_OLLAMA:
-        return [f"Ollama {version} tokenizes BERT models differently; update to 0.30.0 or later."]
-    return []
+    return bool(numbers) and numbers < _FIRST_GOOD_OLLAMA
 
 
 def _llama_tokens(server: Any, text: str) -> list[int]:
@@ -205,7 +222,9 @@ def _llama_tokens(server: Any, text: str) -> list[int]:
     address = address if "://" in address else f"http://{address}"
     body = json.dumps({"content": text, "add_special": True}).encode()
     request = urllib.request.Request(f"{address}/tokenize", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as response:
+    # On this machine, so past any proxy.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=60) as response:
         return [int(token) for token in json.load(response)["tokens"]]
 
 
