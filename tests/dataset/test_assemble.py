@@ -22,6 +22,7 @@ from ragtune_mcp.core.dataset.split import SliceLedger
 from ragtune_mcp.core.dataset.validate import validate
 from ragtune_mcp.core.errors import InvalidInput, NotEnoughData
 from ragtune_mcp.core.feedback.records import FeedbackBatch, RatedDocument, Rejected
+from ragtune_mcp.core.feedback.text import query_key
 from ragtune_mcp.core.settings import Settings
 
 OPEN = DatasetOptions(min_positive_samples=0, min_negative_samples=0, min_ratings=0)
@@ -274,7 +275,7 @@ def test_thresholds_of_the_environment_lie_on_their_side_of_3(tmp_path, monkeypa
 ENTRIES = st.lists(
     st.tuples(
         st.integers(0, 12),  # query
-        st.integers(0, 8),  # document
+        st.integers(0, 8) | st.none(),  # document; None for the one whose heading asks the query
         st.integers(1, 5),  # rating
         st.sampled_from(["", "x", "y", "z"]),
         st.floats(0, 200),  # age
@@ -285,9 +286,26 @@ ENTRIES = st.lists(
 )
 
 
+# Every document has a heading that asks what some entries ask, so that synthetic pairs meet ratings.
+LIBRARY = {f"d{i}": f"{question(i)}!\n\n{f'Body of document {i}. ' * 6}" for i in range(9)}
+OPTIONS = st.builds(
+    DatasetOptions,
+    st.just(0),
+    st.just(0),
+    st.just(0),
+    include_hard_negatives=st.booleans(),
+    include_synthetic=st.booleans(),
+    keep_documents_apart=st.booleans(),
+    by_time=st.booleans(),
+    positive_threshold=st.sampled_from([3.5, 4.0, 5.0]),
+    negative_threshold=st.sampled_from([1.0, 2.0, 2.5]),
+)
+
+
 def _records(drawn):
     for i, (q, d, rating, rater, age, spelling, answer) in enumerate(drawn):
-        document = RatedDocument(f"d{d}", text=f"Text of document {d}.", rating=None if answer else rating)
+        name = f"d{q % 9 if d is None else d}"
+        document = RatedDocument(name, text=LIBRARY[name], rating=None if answer else rating)
         yield entry(
             f"f{i}",
             question(q) + spelling,
@@ -299,12 +317,14 @@ def _records(drawn):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(ENTRIES, st.randoms(use_true_random=False))
-def test_any_feedback_becomes_a_valid_data_set_that_does_not_depend_on_its_order(tmp_path, drawn, rng):
+@given(ENTRIES, OPTIONS, st.randoms(use_true_random=False))
+def test_any_feedback_becomes_a_valid_data_set_that_does_not_depend_on_its_order(
+    tmp_path, drawn, options, rng
+):
     records = list(_records(drawn))
-    library = BagCorpus({f"d{i}": f"Text of document {i}." for i in range(9)})
+    library = BagCorpus(LIBRARY)
     sources = Sources(corpus=library, documents=library)
-    result = made(records, sources=sources)
+    result = made(records, options, sources)
 
     statistics = result.statistics()
     assert (
@@ -316,15 +336,21 @@ def test_any_feedback_becomes_a_valid_data_set_that_does_not_depend_on_its_order
     sides: dict[tuple[str, str], set[bool]] = {}
     for p in result.pairs:
         splits.setdefault(p.query_group, set()).add(p.split)
-        sides.setdefault((p.query, p.document), set()).add(p.kind in NEGATIVE_KINDS)
+        sides.setdefault((query_key(p.query), p.document), set()).add(p.kind in NEGATIVE_KINDS)
         assert 0 < p.weight <= 1 and 0 <= p.label <= 1
-        assert p.feedback_ids
+        assert p.feedback_ids or p.kind == "synthetic"
     assert all(len(s) == 1 for s in splits.values())
     assert all(len(s) == 1 for s in sides.values())
+    if options.keep_documents_apart:
+        tested = {p.document_id for p in result.pairs if p.split == "test" and p.kind == "positive"}
+        assert not tested & {p.document_id for p in result.pairs if p.split != "test"}
+    for group, excluded in result.excluded.items():
+        mined = {p.document_id for p in result.pairs if p.query_group == group and p.rating is None}
+        assert not excluded & mined
 
     shuffled = records.copy()
     rng.shuffle(shuffled)
-    again = made(shuffled, sources=sources)
+    again = made(shuffled, options, sources)
     assert (again.pairs, again.rejected) == (result.pairs, result.rejected)
     if result.pairs:
         for name, pairs in (("a.csv", result.pairs), ("b.csv", again.pairs)):
