@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _OTHER_START_WAIT_S = 30.0
 _OTHER_START_POLL_S = 0.25
 _CONPORT_PROGRAMS = ("conport-mcp", "context_portal_mcp")
+_WORKSPACE_OPTION = "--workspace_id"
 _CHILD_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "FASTMCP_CHECK_FOR_UPDATES": "off",
@@ -52,7 +53,7 @@ def child(workspace: Workspace) -> Callable[[ExitStack], Client]:
             command=program,
             args=[
                 *arguments,
-                *("--mode", "stdio", "--workspace_id", workspace.id),
+                *("--mode", "stdio", _WORKSPACE_OPTION, workspace.id),
                 *("--log-file", str(workspace.conport_log), "--log-level", "WARNING"),
             ],
             env={
@@ -104,15 +105,28 @@ def find_command(command: str) -> list[str]:
 
 
 def running(workspace_id: str) -> list[int]:
-    """Ids of the ConPort processes started for a workspace, by their command lines."""
+    """Ids of the ConPort processes of a workspace: named so on their command lines, or started in its folder."""
     import psutil
 
     return [
         process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if workspace_id in (words := process.info["cmdline"] or [])
-        and any(program in word for word in words for program in _CONPORT_PROGRAMS)
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if _serves(process.info["cmdline"] or [], process.info["cwd"], workspace_id)
     ]
+
+
+def _serves(words: list[str], folder: str | None, workspace_id: str) -> bool:
+    if not any(program in word for word in words for program in _CONPORT_PROGRAMS):
+        return False
+    if workspace_id in words:
+        return True
+    here = os.path.realpath(workspace_id)
+    option = next((n for n, word in enumerate(words) if word.partition("=")[0] == _WORKSPACE_OPTION), None)
+    if option is None:
+        # It looks for its workspace from its folder upwards.
+        return folder is not None and Path(folder).is_relative_to(here)
+    named = words[option].partition("=")[2] or "".join(words[option + 1 : option + 2])
+    return os.path.realpath(os.path.join(folder or os.sep, named)) == here
 
 
 def _await_other_start(workspace: Workspace) -> None:

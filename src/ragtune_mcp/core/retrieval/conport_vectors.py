@@ -9,6 +9,7 @@ made itself stays as a backup.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 from collections import Counter
@@ -84,18 +85,28 @@ class ConPortVectors:
         self._vectors = workspace.conport_vectors
         self._backup = workspace.conport_vectors_backup
         self._cache = workspace.conport_model_cache
+        self._database = workspace.conport_database
         self._workspace_id = workspace.id
 
     def users(self) -> list[int]:
-        """Processes that serve this workspace's ConPort or hold its vectors open."""
+        """Processes that serve this workspace's ConPort or hold its database or its vectors open."""
         import psutil
 
         found = set(running(self._workspace_id))
         for process in psutil.process_iter():
             with suppress(psutil.AccessDenied, psutil.NoSuchProcess):
-                if any(Path(file.path).is_relative_to(self._vectors) for file in process.open_files()):
+                if any(self._is_conports(Path(file.path)) for file in process.open_files()):
                     found.add(process.pid)
-        return sorted(found)
+        return sorted(found - {os.getpid()})
+
+    def require_stopped(self) -> None:
+        """Raise Conflict while a process uses ConPort's folder."""
+        users = self.users()
+        if users:
+            raise Conflict(
+                f"ConPort is running for this workspace (processes {', '.join(map(str, users))}).",
+                hint="Close the programs that use it, then repeat.",
+            )
 
     def replace(self, items: Sequence[Item], vectors: Vectors) -> None:
         """Put vectors in the place of those that are there; the first time those become the backup.
@@ -103,10 +114,15 @@ class ConPortVectors:
         Args:
             items: what they stand for.
             vectors: (n, dimension) float32 in the same order.
+
+        Raises:
+            Conflict: a ConPort of this workspace is running by now; nothing is changed.
         """
         fresh = self._vectors.with_name(f"{self._vectors.name}.{secrets.token_hex(4)}")
         try:
             _write(fresh, items, vectors)
+            # Encoding may have taken minutes, in which somebody opened their editor again.
+            self.require_stopped()
             self._put_aside()
             fresh.rename(self._vectors)
         finally:
@@ -116,8 +132,9 @@ class ConPortVectors:
         """Put the backup back in its place.
 
         Raises:
-            Conflict: there is none.
+            Conflict: there is none, or a ConPort of this workspace is running.
         """
+        self.require_stopped()
         if not self._backup.is_dir():
             raise Conflict(
                 f"There is no backup {self._backup}.",
@@ -145,6 +162,12 @@ class ConPortVectors:
         (hub / "refs").mkdir()
         (hub / "refs" / "main").write_text(_REVISION, encoding="utf-8")
         return {"HF_HOME": str(self._cache), "HF_HUB_OFFLINE": "1"}
+
+    def _is_conports(self, file: Path) -> bool:
+        # SQLite's write-ahead log and its index lie beside the database.
+        database, vectors = self._database.resolve(), self._vectors.resolve()
+        is_database = file.parent == database.parent and file.name.startswith(database.name)
+        return is_database or file.is_relative_to(vectors)
 
     def _put_aside(self) -> None:
         if not self._vectors.exists():

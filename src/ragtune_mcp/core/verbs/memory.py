@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ragtune_mcp.core.errors import Conflict
 from ragtune_mcp.core.feedback.conport_file import ConPortFile
 from ragtune_mcp.core.parts import Parts
 from ragtune_mcp.core.retrieval.conport_vectors import ConPortVectors, count_by_kind, read_items
@@ -44,7 +43,7 @@ class MemoryVerbs(Parts):
                 "changed": False,
                 "next_step": "Stop every ConPort of this workspace, then repeat with --yes.",
             }
-        self._require_stopped(store)
+        store.require_stopped()
         vectors = self.encoders.get(model.version).encode([item.text for item in items])
         store.replace(items, vectors)
         environment = store.provide_model(model.path)
@@ -68,19 +67,9 @@ class MemoryVerbs(Parts):
             Conflict: a ConPort of this workspace is running, or there is no backup.
         """
         store = ConPortVectors(self.workspace)
-        self._require_stopped(store)
         store.restore()
         self.registry.audit.add("conport_restore", "conport", actor="user", reason="")
         return {
             "restored": self.workspace.relative(self.workspace.conport_vectors),
             "next_step": "Start ConPort without HF_HOME. Items logged since the backup are found by text search only.",
         }
-
-    @staticmethod
-    def _require_stopped(store: ConPortVectors) -> None:
-        users = store.users()
-        if users:
-            raise Conflict(
-                f"ConPort is running for this workspace (processes {', '.join(map(str, users))}).",
-                hint="Close the programs that use it, then repeat.",
-            )
