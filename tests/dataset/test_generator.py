@@ -224,6 +224,29 @@ def test_the_specifications_calls_work(make, workspace):
         assert path == workspace.root / name
 
 
+def test_test_queries_of_an_export_stay_test_queries_when_feedback_is_added(make):
+    few = make(values(12))
+    pairs = few.generate_training_data(1, 1)
+    few.export_training_data(pairs, "own.csv")
+    held_out, trained = ({p.query for p in pairs if (p.split == "test") == test} for test in (True, False))
+    for more in (
+        make(values(60)).generate_training_data(),
+        load_dataset(make(values(60)).build(options()).path).pairs,
+    ):
+        assert not held_out & {p.query for p in more if p.split != "test"}
+        assert not trained & {p.query for p in more if p.split == "test"}
+
+
+def test_an_export_that_fails_is_not_remembered(make, workspace):
+    with pytest.raises(InvalidInput):
+        make().export_training_data([pair("a\ud800b", split="test")], "own.csv")
+    with pytest.raises(InvalidInput):
+        make().export_training_data([pair(split="test")], "own.xml", "xml")
+    db = Database(workspace.database)
+    assert db.connection.execute("SELECT count(*) FROM query_slices").fetchone()[0] == 0
+    db.close()
+
+
 def test_the_specifications_calls_refuse_too_little(make):
     with pytest.raises(NotEnoughData, match="have 30, need 31"):
         make().get_feedback_data(min_samples=31)

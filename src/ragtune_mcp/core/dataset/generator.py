@@ -75,7 +75,8 @@ class TrainingDataGenerator:
         workspace.prepare()
         self._db = db or Database(workspace.database)
         self._states = FeedbackStates(self._db, outbox or Outbox(self._db))
-        self._sources = Sources(corpus, documents, SliceLedger(self._db))
+        self._ledger = SliceLedger(self._db)
+        self._sources = Sources(corpus, documents, self._ledger)
 
     def build(self, options: DatasetOptions, progress: Progress | None = None) -> BuiltDataset:
         """Read the feedback and write a data set with its manifest, rejected entries and card.
@@ -101,10 +102,8 @@ class TrainingDataGenerator:
         statistics = made.statistics()
         warnings = _warnings(made, options, self._sources)
         report(0.95, "writing")
-        ledger = self._sources.ledger
         with self._db.transaction():
-            if ledger is not None:
-                ledger.record(made.pairs, dataset_id)
+            self._ledger.record(made.pairs, dataset_id)
             export_pairs(
                 made.pairs,
                 path,
@@ -190,6 +189,8 @@ class TrainingDataGenerator:
     ) -> Path:
         """Write pairs to a file inside the workspace, with a manifest beside it.
 
+        What they hold out and what they train on is remembered, as with `build`.
+
         Args:
             pairs: what to write.
             path: relative to the workspace, or absolute inside it.
@@ -198,8 +199,10 @@ class TrainingDataGenerator:
         Returns:
             The absolute path of the file.
         """
-        target = self.workspace.inside(path)
-        export_pairs(list(pairs), target, format_type, now=self._now())
+        target, pairs = self.workspace.inside(path), list(pairs)
+        with self._db.transaction():
+            self._ledger.record(pairs, target.stem)
+            export_pairs(pairs, target, format_type, now=self._now())
         return target
 
 
