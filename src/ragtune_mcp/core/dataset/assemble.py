@@ -227,7 +227,9 @@ def _rate(batch: FeedbackBatch, options: DatasetOptions, sources: Sources, progr
     progress(0.5, f"{len(pairs)} rated pairs in {len(set(groups.values()))} query groups")
     excluded: dict[str, set[str]] = defaultdict(set)
     names: dict[str, set[str]] = defaultdict(set)
-    for group, document in [*_undecided(rated, groups), *((EVERYWHERE, pair) for pair in tested)]:
+    unusable: list[tuple[str, Judgement | TrainingPair]] = [*_undecided(rated, groups)]
+    unusable += [(EVERYWHERE, pair) for pair in tested]
+    for group, document in unusable:
         excluded[group].add(document.document_id)
         names[group] |= document_names(document.document_id, document.document)
     taboo = taboo_documents(pairs, names)

@@ -74,11 +74,14 @@ def descendants(folder: Path, feedback_id: str) -> list[Descendant]:
 
 
 def rejections(folder: Path, *identifiers: str) -> dict[str, Rejected]:
-    """Data set id -> why it did not use an entry, for the data sets that read it and did not; by data set id.
+    """Why data sets did not use an entry.
 
     Args:
         folder: where data sets lie.
         *identifiers: feedback id and ConPort key: what cannot be read is rejected under its key.
+
+    Returns:
+        Data set id -> the reason, for the data sets that read the entry and did not use it; by data set id.
     """
     found = {}
     for manifest_path, manifest in _manifests(folder):
