@@ -54,7 +54,7 @@ def test_every_answer_is_of_one_model_and_shows_every_document(app, operations):
     sys.stdout.write(f"{dict(counts)}, jobs {dict(jobs)}\n")
     assert sum(counts.values()) - counts["hits being replaced"] == operations
     assert counts["searched"] > operations / 2
-    assert min(counts["promoted"], counts["rolled back"]) >= operations // 200
+    assert min(counts["promoted"], counts["rolled back"]) >= max(1, operations // 200)
     assert set(jobs) <= {"completed", "running", "queued"}
 
     texts = app.documents.all_texts()

@@ -24,6 +24,8 @@ from ragtune_mcp.core.errors import Conflict, NotReady
 from ragtune_mcp.surface.commands import app as command_line
 
 ALL = 50
+# Of a switch that is refused because an index is behind.
+TRIES = 5
 
 
 class Server:
@@ -139,21 +141,29 @@ class Actor:
         self.counts["indexed by a job" if job_id or self.name == "command" else "indexed at once"] += 1
 
     def promote(self) -> None:
-        self.switch("promoted", lambda: self.through.promote(self.draw.choice(list(SEEDS))))
+        version = self.draw.choice([version for version in SEEDS if version != self.core.champion()])
+        self.switch("promoted", lambda: self.through.promote(version))
 
     def roll_back(self) -> None:
         self.switch("rolled back", self.through.roll_back)
 
     def switch(self, done: str, action: Any) -> None:
-        try:
-            action()
-        except (Conflict, NotReady) as refused:
-            self.counts[f"not {done}: {refused.code}"] += 1
-            if isinstance(refused, NotReady):
-                # As its hint says: wait for the job. The next attempt may come too late again.
+        """Do as the hints say where one is refused: wait for the job, or repeat the call."""
+        outcome = ""
+        for _ in range(TRIES):
+            try:
+                action()
+            except NotReady as refused:
+                outcome = f"not {done}: {refused.code}"
                 self.wait(str(re.search(r"ix_\w+", refused.hint)[0]))
-        else:
-            self.counts[done] += 1
+            except Conflict as refused:
+                outcome = f"not {done}: {refused.code}"
+                if refused.hint != "Repeat the call.":
+                    break
+            else:
+                outcome = done
+                break
+        self.counts[outcome] += 1
 
     def wait(self, job_id: str) -> None:
         state = self.core.job_status(job_id, wait_s=120)
