@@ -54,3 +54,12 @@ def test_a_report_without_judged_queries_holds_no_nan():
     assert found["queries"] == 0
     assert found["gain"]["ndcg@10"] == {"mean": None, "low": None, "high": None, "n": 0}
     assert found["base"]["ndcg@10"] is None
+
+
+def test_near_duplicate_queries_count_once():
+    qrels = {name: {"d1": 1.0} for name in ("a", "a?", "a!", "b")}
+    base = {name: ["d0", "d1"] for name in qrels}
+    tuned = {**{name: ["d1"] for name in ("a", "a?")}, "a!": ["d0", "d1"], "b": ["d0", "d1"]}
+    found = compare(base, tuned, qrels).group_differences({"a": "g", "a?": "g", "a!": "g"})
+    gained = 1 - 1 / np.log2(3)
+    assert found == pytest.approx([2 / 3 * gained, 0])

@@ -78,3 +78,25 @@ def test_gains_are_the_rating_above_two_and_mined_documents_have_none():
     ]
     ids = {text: f"id-{text}" for text in ("good", "fair", "bad", "mined")}
     assert grades(pairs, ids) == {"q": {"id-good": 3.0, "id-fair": 1.5, "id-bad": 0.0}}
+
+
+def test_what_may_answer_the_query_is_no_negative_in_any_wording():
+    corpus = {"a": "call 212-555-0187", "b": "undecided", "c": "elsewhere"}
+    masked = replace(GOOD, document="call [PHONE]", document_id="a")
+    [example] = ranking_examples([masked], corpus, {"g": {"b", "gone"}}.get)
+    assert example.answers == {"call [PHONE]", "call 212-555-0187", "undecided"}
+
+
+def test_synthetic_pairs_are_never_held_out():
+    rated = [replace(GOOD, query=f"q{i}", query_group=f"g{i}") for i in range(10)]
+    synthetic = [
+        replace(
+            GOOD, query=f"s{i}", query_group=f"g{i}" if i < 10 else f"s{i}", rating=None, kind="synthetic"
+        )
+        for i in range(20)
+    ]
+    kept, held = hold_out_groups([*rated, *synthetic], 0.5, 0)
+    assert len(held) == 5
+    assert {pair.kind for pair in held} == {"positive"}
+    assert {group_of(pair) for pair in kept}.isdisjoint(group_of(pair) for pair in held)
+    assert sum(pair.kind == "synthetic" for pair in kept) == 15

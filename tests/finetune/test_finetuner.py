@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 from tests.finetune.tiny import make_corpus, make_dataset
@@ -7,6 +8,7 @@ from ragtune_mcp.core.dataset.export import export_pairs
 from ragtune_mcp.core.errors import FeatureDisabled, InvalidInput, NotEnoughData, PathOutsideWorkspace
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.finetuner import ModelFineTuner
+from ragtune_mcp.core.finetune.parts import split_parts
 
 PAIRS = make_dataset(make_corpus(), queries=50, test=16).pairs
 
@@ -111,3 +113,20 @@ def test_what_cannot_work_is_refused(workspace, monkeypatch):
     with pytest.raises(FeatureDisabled, match="FINETUNING_ENABLED"):
         make(workspace).fine_tune_model(PAIRS)
     assert not (workspace / "models").exists()
+
+
+def test_the_callers_validation_examples_are_never_trained_on(workspace, monkeypatch):
+    seen = {}
+
+    def stop(dataset, corpus, base, config, output, **rest):
+        seen.update(zip(("train", "validation", "test"), split_parts(dataset.pairs, config), strict=True))
+        raise NotEnoughData("seen enough")
+
+    monkeypatch.setattr("ragtune_mcp.core.finetune.finetuner.fine_tune", stop)
+    finetuner = make(workspace)
+    finetuner.config = replace(finetuner.config, validation_split=0.3)
+    train, validation = finetuner.load_training_data("training_data.csv")
+    with pytest.raises(NotEnoughData, match="seen enough"):
+        finetuner.fine_tune_model(train, validation)
+    assert seen["train"] == tuple(train)
+    assert seen["validation"] == tuple(validation)

@@ -124,3 +124,7 @@ def test_probe_correlation_is_one_for_a_model_that_knows_the_grades():
 
     assert probe_correlation(encode) == pytest.approx(1.0)
     assert probe_correlation(lambda texts: np.ones((len(texts), 2)) / np.sqrt(2)) == 0.0
+
+
+def test_what_is_not_a_number_does_not_pass():
+    assert decide(noise(0.08), Forgetting(0.95, float("nan"), 0.8)).verdict == "block"

@@ -19,10 +19,19 @@ def vectors_of(texts, seed=0):
     return torch.tensor(np.stack([table[text] for text in texts]), dtype=torch.float32, requires_grad=True)
 
 
-def test_each_distinct_text_of_a_batch_is_encoded_once():
+def loss_of(objective, batch):
+    """The loss where every text, in the batch or fixed, has the vector that `vectors_of` gives it."""
+    vectors = vectors_of([*batch.texts, *objective.fixed])
+    objective.fix(torch.nn.functional.normalize(vectors[len(batch.texts) :].detach(), dim=-1))
+    return objective.loss(vectors[: len(batch.texts)], batch.layout)
+
+
+def test_each_distinct_text_of_a_batch_is_encoded_once_and_negatives_once_an_epoch():
     objective = Ranking([example(0, ["n"]), example(1, ["n", "p0"]), example(0, ["n"])])
     batch = objective.batch([0, 1, 2])
-    assert sorted(batch.texts) == ["n", "p0", "p1", "q0", "q1"]
+    assert sorted(batch.texts) == ["p0", "p1", "q0", "q1"]
+    assert objective.fixed == ["n", "p0"]
+    assert batch.layout.negatives.tolist() == [0]  # the other is in the batch, with a gradient
 
 
 def test_without_shared_documents_and_weights_it_is_the_librarys_ranking_loss():
@@ -33,7 +42,7 @@ def test_without_shared_documents_and_weights_it_is_the_librarys_ranking_loss():
         "MultipleNegativesRankingLoss", [(e.query, e.positive, *e.negatives) for e in examples], None
     )
     other = theirs.batch(range(5))
-    found = ours.loss(vectors_of(batch.texts), batch.layout)
+    found = loss_of(ours, batch)
     expected = theirs.loss(vectors_of(other.texts), other.layout)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -59,19 +68,18 @@ def test_the_loss_is_the_weighted_mean_of_the_examples():
         objective = Ranking([example(0, ["n"]), example(1, ["n"])])
         batch = objective.batch([0, 1])
         weights = np.eye(2, dtype=np.float32)[index]
-        return objective.loss(vectors_of(batch.texts), batch.layout._replace(weights=weights)).item()
+        return loss_of(objective, batch._replace(layout=batch.layout._replace(weights=weights))).item()
 
     weighted = Ranking([example(0, ["n"], weight=0.9), example(1, ["n"], weight=0.3)])
     batch = weighted.batch([0, 1])
-    found = weighted.loss(vectors_of(batch.texts), batch.layout).item()
+    found = loss_of(weighted, batch).item()
     assert found == pytest.approx((0.9 * single(0) + 0.3 * single(1)) / 1.2, rel=1e-5)
 
 
-def test_the_symmetric_loss_does_not_play_two_queries_of_one_document_against_each_other():
-    same = RankingExample("q9", "p0", (), frozenset({"p0"}), 1.0)
-    objective = Ranking([example(0), same], symmetric=True)
+def test_an_answer_is_no_negative_of_its_query_among_the_fixed_texts_either():
+    objective = Ranking([example(0, answers=["n"]), example(1, ["n"])])
     batch = objective.batch([0, 1])
-    assert objective.loss(vectors_of(batch.texts), batch.layout).item() == pytest.approx(0.0, abs=1e-6)
+    assert batch.layout.blocked[:, 2].tolist() == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -21,4 +21,4 @@ def test_a_named_loss_takes_every_field_literally():
     config = FineTuningConfig(loss_function="CosineSimilarityLoss")
     recipe = choose_recipe(config, 30, 6)
     assert (recipe.epochs, recipe.learning_rate, recipe.warmup_steps) == (4, 2e-5, 100)
-    assert (recipe.frozen_layers, recipe.alphas, recipe.lenient) == (0, (1.0,), False)
+    assert (recipe.frozen_layers, recipe.alphas, recipe.lenient) == (0, (0.0, 1.0), False)

@@ -84,3 +84,10 @@ def test_validation_ranks_judged_documents_and_the_nearest_ones_of_the_base_mode
     table = {"q": [1, 0], "ta": [0.6, 0.8], "tb": [1, 0], "tc": [0, 1]}
     scores = validation.score(lambda found, weights: np.array([table[t] for t in found], np.float32), None)
     assert scores == pytest.approx([1 / np.log2(3)])
+
+
+def test_a_named_loss_is_kept_as_trained_and_its_base_is_scored_too():
+    kept = choose_alpha({0.0: np.array([0.9, 0.8]), 1.0: np.array([0.1, 0.2])})
+    assert kept.alpha == 1.0
+    assert kept.scores == pytest.approx({0.0: 0.85, 1.0: 0.15})
+    assert "expected gain" not in kept.reason

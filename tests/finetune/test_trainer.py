@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 from tests.finetune.tiny import make_corpus, make_dataset
 
-from ragtune_mcp.core.errors import JobCancelled
+from ragtune_mcp.core.errors import JobCancelled, JobFailed
 from ragtune_mcp.core.finetune.backbone import open_backbone
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.examples import ranking_examples
-from ragtune_mcp.core.finetune.objectives import Ranking
+from ragtune_mcp.core.finetune.objectives import LibraryLoss, Ranking
 from ragtune_mcp.core.finetune.recipe import choose_recipe
 from ragtune_mcp.core.finetune.trainer import FastTrainer, interpolate, schedule
 
@@ -21,15 +21,25 @@ class Stopped(Exception):
 
 
 def train(
-    model, *, stop_at=None, checkpoints=None, validate=None, micro_tokens=10**6, seed=42, frozen=2, **options
+    model,
+    *,
+    stop_at=None,
+    checkpoints=None,
+    validate=None,
+    micro_tokens=10**6,
+    seed=42,
+    frozen=2,
+    negatives=0,
+    **options,
 ):
     config = FineTuningConfig(batch_size=8, learning_rate=1e-3, random_seed=seed, **options)
     recipe = replace(choose_recipe(config, 32, 4), epochs=config.num_epochs, lenient=False)
     backbone = open_backbone(model, 512, low_precision=False)
     backbone.freeze(frozen, 10**8)
-    objective = Ranking(
-        ranking_examples([p for p in make_dataset(make_corpus()).pairs if p.split == "train"])
-    )
+    corpus = make_corpus()
+    examples = ranking_examples([p for p in make_dataset(corpus).pairs if p.split == "train"])
+    mined = tuple(list(corpus.values())[:negatives])
+    objective = Ranking([example._replace(negatives=mined) for example in examples])
     steps = []
 
     def on_step(step):
@@ -63,10 +73,11 @@ def test_the_same_seed_gives_the_same_weights_bit_by_bit(tiny_model):
 
 @pytest.mark.parametrize("stop_at", [1, 5, 11])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_model, tmp_path, stop_at):
-    whole, _ = train(tiny_model, num_epochs=3, save_steps=3)
+    options = {"num_epochs": 3, "save_steps": 3, "negatives": 2}
+    whole, _ = train(tiny_model, **options)
     with pytest.raises(Stopped):
-        train(tiny_model, num_epochs=3, save_steps=3, checkpoints=tmp_path, stop_at=stop_at)
-    resumed, steps = train(tiny_model, num_epochs=3, save_steps=3, checkpoints=tmp_path)
+        train(tiny_model, checkpoints=tmp_path, stop_at=stop_at, **options)
+    resumed, steps = train(tiny_model, checkpoints=tmp_path, **options)
     assert_equal_weights(whole.weights, resumed.weights)
     assert steps[0].step <= stop_at
     assert [entry.train_loss for entry in resumed.history] == pytest.approx(
@@ -114,6 +125,7 @@ def test_a_batch_in_parts_gives_the_same_gradient(tiny_model, monkeypatch):
 
     def record(weights, limit):
         gradients.append([weight.grad.clone() for weight in weights])
+        return torch.tensor(1.0)
 
     monkeypatch.setattr(
         torch.nn.utils, "clip_grad_norm_", lambda weights, limit: record(list(weights), limit)
@@ -217,3 +229,54 @@ def test_history_has_no_gap_and_no_nan(tiny_model):
     trained, _ = train(tiny_model, num_epochs=3)
     assert [entry.epoch for entry in trained.history] == [1.0, 2.0, 3.0]
     assert not any(math.isnan(entry.train_loss) for entry in trained.history)
+
+
+def test_a_run_cancelled_within_a_validation_makes_up_for_it(tiny_model, tmp_path):
+    calls = []
+
+    def validate(weights, cancel=()):
+        calls.append(len(calls))
+        if calls[-1] in cancel:
+            raise JobCancelled("stop")
+        return np.array([float(sum(weight.sum() for weight in weights.values()))])
+
+    expected, _ = train(tiny_model, validate=validate)
+    calls.clear()
+    with pytest.raises(JobCancelled):
+        train(tiny_model, validate=lambda weights: validate(weights, cancel=(1,)), checkpoints=tmp_path)
+    found, steps = train(tiny_model, validate=validate, checkpoints=tmp_path)
+    assert steps[0].step > 1
+    assert [entry.step for entry in found.history] == [entry.step for entry in expected.history]
+    assert found.best_step == expected.best_step
+    assert_equal_weights(found.weights, expected.weights)
+
+
+def test_a_validation_is_told_with_its_step(tiny_model):
+    trained, steps = train(tiny_model, num_epochs=2, validate=lambda weights: np.array([0.25, 0.75]))
+    assert {step.step: step.eval_score for step in steps if step.eval_score is not None} == {
+        entry.step: 0.5 for entry in trained.history
+    }
+
+
+def test_a_training_that_diverges_says_so(tiny_model, monkeypatch):
+    monkeypatch.setattr(Ranking, "loss", lambda self, vectors, layout: (vectors * float("inf")).sum())
+    with pytest.raises(JobFailed, match=r"diverged.*learning rate of 0\.001") as raised:
+        train(tiny_model)
+    assert raised.value.hint == "Lower learning_rate."
+
+
+def test_other_labels_are_another_run(tiny_model, tmp_path):
+    def run(labels, checkpoints):
+        backbone = open_backbone(tiny_model, 512, low_precision=False)
+        rows = [(f"w{i} w1", f"w{i} w2 w3") for i in range(8)]
+        recipe = choose_recipe(FineTuningConfig(loss_function="CosineSimilarityLoss", num_epochs=1), 8, 4)
+        objective = LibraryLoss("CosineSimilarityLoss", rows, labels)
+        steps = []
+        FastTrainer(backbone, objective, replace(recipe, batch_size=2, save_steps=1), micro_tokens=10**6).run(
+            validate=None, on_step=steps.append, checkpoints=checkpoints
+        )
+        return steps
+
+    assert len(run([1.0] * 8, tmp_path)) == 4
+    assert run([1.0] * 8, tmp_path) == []
+    assert len(run([0.0] * 8, tmp_path)) == 4

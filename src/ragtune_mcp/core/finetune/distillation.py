@@ -19,7 +19,7 @@ from ragtune_mcp.core.finetune.card import student_card
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.evaluation import Vectors, compare
 from ragtune_mcp.core.finetune.evaluation import report as evaluation_report
-from ragtune_mcp.core.finetune.examples import grades
+from ragtune_mcp.core.finetune.examples import grades, group_of
 from ragtune_mcp.core.finetune.gate import MIN_QUERIES, GateVerdict, Verdict, probe_correlation
 from ragtune_mcp.core.finetune.intervals import paired_interval
 from ragtune_mcp.core.finetune.parts import document_ids
@@ -231,9 +231,8 @@ def _judge(
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, float | None], GateVerdict]:
     progress.start("evaluating")
-    qrels = grades(
-        [pair for pair in dataset.pairs if pair.split == "test"], document_ids(dataset.pairs, corpus)
-    )
+    held_out = [pair for pair in dataset.pairs if pair.split == "test"]
+    qrels = grades(held_out, document_ids(dataset.pairs, corpus))
     seconds: list[float] = []
 
     def ranked(model: FastBackbone, weights: Mapping[str, Tensor] | None) -> dict[str, list[str]]:
@@ -249,7 +248,7 @@ def _judge(
     evaluation = evaluation_report(before, after, qrels, set(), {query: query for query in qrels}, _SEED)
     evaluation["documents"] = len(corpus)
     gate = judge_student(
-        compare(before, after, qrels).differences(),
+        compare(before, after, qrels).group_differences({pair.query: group_of(pair) for pair in held_out}),
         probe_correlation(teacher.encode),
         probe_correlation(lambda texts: student.encode(texts, trained.weights)),
     )

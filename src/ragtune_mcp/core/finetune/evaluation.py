@@ -109,6 +109,13 @@ class Comparison:
             [self.tuned[measure][query] - self.base[measure][query] for query in self.base[measure]]
         )
 
+    def group_differences(self, groups: Mapping[str, str], measure: str = PRIMARY) -> np.ndarray:
+        """(g,) tuned minus base, averaged over the queries of a group; a query without one stands alone."""
+        found: dict[str, list[float]] = {}
+        for query, base in self.base[measure].items():
+            found.setdefault(groups.get(query, query), []).append(self.tuned[measure][query] - base)
+        return np.array([np.mean(values) for values in found.values()])
+
     def gain(self, measure: str = PRIMARY, seed: int = 0) -> Interval:
         """Mean difference with its paired 95 % interval."""
         return paired_interval(self.differences(measure), seed)

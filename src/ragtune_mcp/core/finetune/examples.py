@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,8 @@ class RankingExample(NamedTuple):
     """A query, a document that answers it and documents that do not.
 
     Attributes:
-        answers: every document known to answer the query or a near-duplicate of it, the positive included;
-            none of them may serve as a negative.
+        answers: every document that answers, or may answer, the query or a near-duplicate of it, the positive
+            included; none of them may serve as a negative.
         weight: trust in the positive, (0, 1].
     """
 
@@ -41,18 +41,40 @@ def group_of(pair: TrainingPair) -> str:
     return pair.query_group or pair.query
 
 
-def answers_by_group(pairs: Iterable[TrainingPair]) -> dict[str, frozenset[str]]:
-    """Query group -> texts of the documents rated as answers."""
+def answers_by_group(
+    pairs: Iterable[TrainingPair],
+    corpus: Mapping[str, str] = {},
+    excluded: Callable[[str], Iterable[str]] = lambda group: (),
+) -> dict[str, frozenset[str]]:
+    """Query group -> texts that may not be its negatives.
+
+    Args:
+        pairs: documents rated as answers count, in the pair's wording and in the corpus's: a pair's text may
+            have been masked.
+        corpus: document id -> text.
+        excluded: query group -> ids of further documents; see `Dataset.excluded_negatives`.
+
+    Returns:
+        The texts of every group that has an answer.
+    """
     found: dict[str, set[str]] = defaultdict(set)
     for pair in pairs:
         if is_positive(pair) or pair.label >= RELEVANT_LABEL:
-            found[group_of(pair)].add(pair.document)
-    return {group: frozenset(documents) for group, documents in found.items()}
+            found[group_of(pair)] |= {pair.document, corpus.get(pair.document_id, pair.document)}
+    for group, texts in found.items():
+        texts.update(corpus[document] for document in excluded(group) if document in corpus)
+    return {group: frozenset(texts) for group, texts in found.items()}
 
 
-def ranking_examples(pairs: Sequence[TrainingPair]) -> list[RankingExample]:
-    """One example per distinct positive pair, without negatives yet, in the order of the pairs."""
-    answers = answers_by_group(pairs)
+def ranking_examples(
+    pairs: Sequence[TrainingPair],
+    corpus: Mapping[str, str] = {},
+    excluded: Callable[[str], Iterable[str]] = lambda group: (),
+) -> list[RankingExample]:
+    """One example per distinct positive pair, without negatives yet, in the order of the pairs; arguments as
+    in `answers_by_group`.
+    """
+    answers = answers_by_group(pairs, corpus, excluded)
     best: dict[tuple[str, str], RankingExample] = {}
     for pair in pairs:
         key = (pair.query, pair.document)
@@ -106,20 +128,21 @@ def hold_out_groups(
 
     Args:
         pairs: pairs of any kind.
-        share: share of the groups that have a positive pair to hold out; at least one, never all.
+        share: share of the groups that have a rated positive to hold out; at least one, never all.
         seed: fixes the draw.
 
     Returns:
-        The two parts; no group stands in both.
+        The two parts; no group stands in both. Synthetic pairs are never held out: those of a group that is
+        held out are in neither.
     """
-    groups = sorted({group_of(pair) for pair in pairs if is_positive(pair)})
+    groups = sorted({group_of(pair) for pair in pairs if pair.kind == "positive"})
     if len(groups) < 2:
         return tuple(pairs), ()
     count = min(max(1, round(share * len(groups))), len(groups) - 1)
     held = {groups[index] for index in np.random.default_rng(seed).permutation(len(groups))[:count]}
     return (
         tuple(pair for pair in pairs if group_of(pair) not in held),
-        tuple(pair for pair in pairs if group_of(pair) in held),
+        tuple(pair for pair in pairs if group_of(pair) in held and pair.kind != "synthetic"),
     )
 
 

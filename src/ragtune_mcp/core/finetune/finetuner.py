@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 ExportOllama = Callable[..., dict[str, Any]]
 _EXPORT_TEXTS = 200
+# The default, under which a data set's own validation part is kept.
+_OWN_SPLIT = FineTuningConfig().validation_split
 
 
 class ModelFineTuner:
@@ -151,13 +153,15 @@ class ModelFineTuner:
             *(replace(pair, split="validation") for pair in val_examples or ()),
             *self._test,
         )
+        # The caller has divided them already.
+        config = replace(self.config, validation_split=_OWN_SPLIT) if val_examples else self.config
         version = new_id(model_name_suffix)
         output = self._workspace.inside(self.config.output_model_path) / version
         result = fine_tune(
             Dataset(version, pairs, {}),
             self._documents(pairs),
             base,
-            self.config,
+            config,
             output,
             report=_log_progress,
             cancelled=lambda: None,

@@ -113,7 +113,8 @@ def judge(
     """Decide.
 
     Args:
-        differences: (n,) nDCG@10 of the tuned minus the base model per held-out query.
+        differences: (n,) nDCG@10 of the tuned minus the base model per held-out query, near-duplicates of a
+            query averaged to one value: the tests take the values as independent.
         forgetting: what tuning did to the space.
         chosen_alpha: interpolation chosen on validation; 0 means that validation preferred the base model.
         seed: of the permutation test and the interval.
@@ -178,9 +179,10 @@ def _retrieval(mean: float | None, n: int, better: float | None, worse: float | 
 def _forgot(found: Forgetting) -> list[_Finding]:
     findings: list[_Finding] = []
     shown = f"correlation with the similarity probes {found.base_probe:.3f} -> {found.tuned_probe:.3f}"
-    if found.probe_drop > _PROBE_BLOCK:
+    # `not <=`: what is not a number is no pass.
+    if not found.probe_drop <= _PROBE_BLOCK:
         findings.append(("block", "forgot_probes", f"General similarity was damaged: {shown}."))
-    elif found.probe_drop > _PROBE_WARN:
+    elif not found.probe_drop <= _PROBE_WARN:
         findings.append(("warn", "forgot_probes", f"General similarity suffered a little: {shown}."))
     if found.agreement is None:
         return findings

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ragtune_mcp.core.errors import NotEnoughData
 from ragtune_mcp.core.finetune.backbone import LibraryBackbone
 from ragtune_mcp.core.finetune.config import TrainingMetrics
 from ragtune_mcp.core.finetune.examples import RankingExample
 from ragtune_mcp.core.finetune.objectives import Columns, library_loss
 from ragtune_mcp.core.finetune.recipe import Recipe
-from ragtune_mcp.core.finetune.trainer import Step, Trained, Validate
+from ragtune_mcp.core.finetune.trainer import Step, Trained, Validate, diverged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,13 +82,21 @@ def train_with_library(
 
 
 def ranking_task(examples: Sequence[RankingExample]) -> dict[str, Columns]:
-    """The recipe's objective for the library: (anchor, positive, negatives...) with equally many negatives
-    per row.
+    """The recipe's objective for the library: (anchor, positive, negatives...).
+
+    The library wants equally many negatives per row: short rows repeat theirs, and a row without any takes
+    the first that is no answer to its query, of the others.
     """
-    count = min((len(example.negatives) for example in examples), default=0)
-    rows: list[tuple[str, ...]] = [
-        (example.query, example.positive, *example.negatives[:count]) for example in examples
-    ]
+    count = max((len(example.negatives) for example in examples), default=0)
+    everything = dict.fromkeys(text for example in examples for text in example.negatives)
+    rows: list[tuple[str, ...]] = []
+    for example in examples:
+        own = example.negatives or tuple(
+            islice((text for text in everything if text not in example.answers), count)
+        )
+        if count and not own:
+            raise NotEnoughData(f"No document can serve as a negative of {example.query!r}.")
+        rows.append((example.query, example.positive, *islice(cycle(own), count)))
     return {"MultipleNegativesRankingLoss": Columns(rows, None)}
 
 
@@ -156,11 +166,17 @@ def _watcher(
             if not logs or "loss" not in logs:
                 return control
             self.step = state.global_step
+            if not math.isfinite(logs["loss"]):
+                raise diverged(logs["loss"], recipe.learning_rate)
             self._losses.append(float(logs["loss"]))
             if self.step % per_epoch == 0 or self.step % recipe.evaluation_steps == 0:
                 self._validate(float(logs.get("learning_rate", 0.0)))
                 control.should_training_stop = control.should_training_stop or self.stopped_early
-            on_step(Step(self.step, per_epoch * recipe.epochs, self.step / per_epoch, float(logs["loss"]), 0))
+            score = (
+                self.history[-1].eval_score if self.history and self.history[-1].step == self.step else None
+            )
+            steps = per_epoch * recipe.epochs
+            on_step(Step(self.step, steps, self.step / per_epoch, float(logs["loss"]), 0, score))
             return control
 
         def _validate(self, rate: float) -> None:

@@ -88,7 +88,7 @@ def _literal(config: FineTuningConfig) -> Recipe:
         mined_negatives=0,
         margin=0.0,
         scale=20.0,
-        alphas=(1.0,),
+        alphas=(0.0, 1.0),
         evaluation_steps=config.evaluation_steps,
         save_steps=config.save_steps,
         patience=config.early_stopping_patience,

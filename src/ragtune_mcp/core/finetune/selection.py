@@ -152,7 +152,7 @@ def choose_alpha(scores: Mapping[float, np.ndarray]) -> Choice:
 
     Args:
         scores: alpha -> (n,) per-query validation scores, alpha 0 among them; empty arrays when nothing was
-            held out.
+            held out. With 0 and 1 alone there is nothing to choose: the trained weights are kept.
 
     Returns:
         The choice.
@@ -162,6 +162,8 @@ def choose_alpha(scores: Mapping[float, np.ndarray]) -> Choice:
         alpha = max(scores)
         return Choice(alpha, {}, f"No judged validation query: alpha {alpha:g} is taken untested.")
     means = {alpha: float(values.mean()) for alpha, values in scores.items()}
+    if len(scores) < 3:
+        return Choice(max(scores), means, "A named loss: the trained weights are kept as they are.")
     alphas = np.array(sorted(means))
     gains = np.array([means[alpha] - means[alphas[0]] for alpha in alphas])
     shape = np.interp(alphas, list(_SHAPE), list(_SHAPE.values()))

@@ -13,7 +13,7 @@ import numpy as np
 
 from ragtune_mcp.core.errors import InvalidInput
 from ragtune_mcp.core.finetune.bert import BertShape
-from ragtune_mcp.core.finetune.objectives import Batch
+from ragtune_mcp.core.finetune.objectives import Batch, NothingFixed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +88,7 @@ def sentences(documents: Iterable[str], per_document: int, seed: int) -> list[st
     return list(dict.fromkeys(found))
 
 
-class Matching:
+class Matching(NothingFixed):
     """Mean of 1 - cosine between the student's vector of a text and the teacher's.
 
     Args:

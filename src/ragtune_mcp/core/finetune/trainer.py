@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragtune_mcp.core.errors import JobCancelled
+from ragtune_mcp.core.errors import JobCancelled, JobFailed
 from ragtune_mcp.core.finetune.backbone import FastBackbone
 from ragtune_mcp.core.finetune.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ragtune_mcp.core.finetune.config import TrainingMetrics
@@ -35,13 +35,14 @@ _GRADIENT_NORM = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Progress after one optimizer step."""
+    """Progress after one optimizer step; `eval_score` where it was followed by a validation."""
 
     step: int
     steps: int
     epoch: float
     loss: float
     tokens: int
+    eval_score: float | None = None
 
 
 @dataclass(slots=True)
@@ -75,6 +76,11 @@ class _Run:
     stopped_early: bool = False
     elapsed_s: float = 0.0
 
+    @property
+    def validated(self) -> bool:
+        """Whether the last step was followed by its validation."""
+        return bool(self.history) and self.history[-1].step == self.step
+
 
 class FastTrainer:
     """One training run; `run()` once.
@@ -104,6 +110,7 @@ class FastTrainer:
         self._per_epoch = math.ceil(len(objective) / recipe.batch_size)
         self.steps = self._per_epoch * recipe.epochs
         self._best: dict[str, Tensor] = {}
+        self._fixed: Tensor | None = None
 
     def run(
         self, *, validate: Validate | None, on_step: Callable[[Step], None], checkpoints: Path | None = None
@@ -119,12 +126,21 @@ class FastTrainer:
 
         Returns:
             The best weights and the history.
+
+        Raises:
+            JobFailed: training diverged.
         """
+        import torch
+
         fingerprint = self._fingerprint()
         fresh = _Run(self._recipe.kept_step())
         run = (self._resume(checkpoints, fingerprint) if checkpoints else None) or fresh
         started = time.monotonic() - run.elapsed_s
+        if run.step and self._is_due(run.step) and not run.validated:
+            self._validate(run, validate)  # it was cancelled in the middle of this one
         while run.step < self.steps and not run.stopped_early:
+            if self._objective.fixed and run.step % self._per_epoch == 0:
+                self._fix(torch.from_numpy(self._backbone.encode(self._objective.fixed, self._detached())))
             batch = self._batch(run.step)
             self._set_rate(run.step)
             loss = self._update(batch)
@@ -133,10 +149,11 @@ class FastTrainer:
             run.elapsed_s = time.monotonic() - started
             tokens = int(self._backbone.table.lengths(self._backbone.table.rows(batch.texts)).sum())
             epoch_end = run.step % self._per_epoch == 0
-            if epoch_end or run.step % self._recipe.evaluation_steps == 0:
-                self._validate(run, validate)
             try:
-                on_step(Step(run.step, self.steps, run.step / self._per_epoch, loss, tokens))
+                if self._is_due(run.step):
+                    self._validate(run, validate)
+                score = run.history[-1].eval_score if run.validated else None
+                on_step(Step(run.step, self.steps, run.step / self._per_epoch, loss, tokens, score))
             except JobCancelled:
                 if checkpoints:
                     self._save(checkpoints, fingerprint, run)
@@ -153,6 +170,9 @@ class FastTrainer:
             run.history[-1].train_loss if run.history else math.nan,
             run.stopped_early,
         )
+
+    def _is_due(self, step: int) -> bool:
+        return step % self._per_epoch == 0 or step % self._recipe.evaluation_steps == 0
 
     def _batch(self, step: int) -> Batch:
         epoch, position = divmod(step, self._per_epoch)
@@ -182,15 +202,15 @@ class FastTrainer:
             for part in _parts(lengths, self._micro_tokens):
                 gradient = vectors.grad[torch.from_numpy(part)]  # type: ignore[index]
                 torch.autograd.backward(self._backbone.embed(rows[part], self._weights), gradient)
-        torch.nn.utils.clip_grad_norm_(self._weights.values(), _GRADIENT_NORM)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._weights.values(), _GRADIENT_NORM))
+        if not math.isfinite(norm):
+            raise diverged(float(loss.detach()), self._recipe.learning_rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
 
     def _validate(self, run: _Run, validate: Validate | None) -> None:
-        scores = (
-            validate({name: weight.detach() for name, weight in self._weights.items()}) if validate else None
-        )
+        scores = validate(self._detached()) if validate else None
         run.history.append(
             TrainingMetrics(
                 step=run.step,
@@ -208,6 +228,13 @@ class FastTrainer:
             self._best = self._snapshot()
         run.stopped_early = run.kept.exhausted
 
+    def _fix(self, vectors: Tensor) -> None:
+        self._fixed = vectors
+        self._objective.fix(vectors)
+
+    def _detached(self) -> dict[str, Tensor]:
+        return {name: weight.detach() for name, weight in self._weights.items()}
+
     def _snapshot(self) -> dict[str, Tensor]:
         return {name: weight.detach().clone() for name, weight in self._weights.items()}
 
@@ -218,6 +245,7 @@ class FastTrainer:
         )
         for text in first.texts:
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        _fold(digest, first.layout)
         for name in self._names[:1]:
             digest.update(self._backbone.base_weights[name].numpy().tobytes())
         return digest.hexdigest()
@@ -229,6 +257,8 @@ class FastTrainer:
             "first": {name: state["exp_avg"] for name, state in zip(self._names, moments, strict=True)},
             "second": {name: state["exp_avg_sq"] for name, state in zip(self._names, moments, strict=True)},
             "best": self._best,
+            # Those of the epoch's start, which the weights of its middle would not give again.
+            "fixed": {} if self._fixed is None else {"vectors": self._fixed},
         }
         state = {
             "step": run.step,
@@ -258,6 +288,8 @@ class FastTrainer:
                     "exp_avg_sq": found.tensors["second"][name],
                 }
         self._best = dict(found.tensors.get("best", {}))
+        if "fixed" in found.tensors:
+            self._fix(found.tensors["fixed"]["vectors"])
         logger.info("resumed at step %d of %d", state["step"], self.steps)
         return _Run(**state)
 
@@ -274,6 +306,25 @@ def interpolate(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: 
     import torch
 
     return {name: torch.lerp(base[name], weight, alpha) for name, weight in tuned.items()}
+
+
+def diverged(loss: float, rate: float) -> JobFailed:
+    """The error of a training whose loss or gradient is not a number any more."""
+    return JobFailed(
+        f"Training diverged: the loss is {loss:g} and its gradient is not a number, at a learning rate of {rate:g}.",
+        hint="Lower learning_rate.",
+    )
+
+
+def _fold(digest: hashlib._Hash, layout: Any) -> None:
+    """Add nested arrays to a digest."""
+    if isinstance(layout, np.ndarray):
+        digest.update(layout.tobytes())
+    elif isinstance(layout, (list, tuple)):
+        for part in layout:
+            _fold(digest, part)
+    else:
+        digest.update(repr(layout).encode())
 
 
 def _parts(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:

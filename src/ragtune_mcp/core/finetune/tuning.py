@@ -20,7 +20,7 @@ from ragtune_mcp.core.finetune.card import CardData, model_card
 from ragtune_mcp.core.finetune.config import FineTuningConfig, TrainingMetrics
 from ragtune_mcp.core.finetune.evaluation import Vectors, compare, rank_vectors
 from ragtune_mcp.core.finetune.evaluation import report as evaluation_report
-from ragtune_mcp.core.finetune.examples import grades, is_positive, ranking_examples
+from ragtune_mcp.core.finetune.examples import grades, group_of, is_positive, ranking_examples
 from ragtune_mcp.core.finetune.gate import (
     Forgetting,
     GateVerdict,
@@ -114,7 +114,7 @@ class _Run:
     ) -> None:
         self._config = config
         self._base = base
-        self._dataset_id = dataset.dataset_id
+        self._dataset = dataset
         self._progress = progress
         self._parts = split_parts(dataset.pairs, config)
         self._ids = list(corpus)
@@ -172,7 +172,7 @@ class _Run:
         return CardData(
             name=name,
             base=self._base.name,
-            dataset_id=self._dataset_id,
+            dataset_id=self._dataset.dataset_id,
             pairs={part: len(pairs) for part, pairs in self._parts._asdict().items()},
             queries={
                 part: len({pair.query for pair in pairs}) for part, pairs in self._parts._asdict().items()
@@ -188,7 +188,7 @@ class _Run:
             return None
         answers = [text for pair in self._parts.train for text in (pair.query, pair.document)]
         corpus, training = backbone.token_count(self._texts), backbone.token_count(answers)
-        per_example = 2 * training / max(1, len(set(answers))) * (1 + recipe.mined_negatives)
+        per_example = 2 * training / max(1, len(set(answers)))
         item_bytes = backbone.dtype.itemsize
         plan = plan_memory(
             backbone.size(recipe.frozen_layers),
@@ -209,12 +209,13 @@ class _Run:
         answers = [
             text for pair in self._parts.train if is_positive(pair) for text in (pair.query, pair.document)
         ]
-        per_epoch = self._backbone.token_count(answers) * (1 + self._recipe.mined_negatives)
+        per_epoch = self._backbone.token_count(answers)
+        mined = min(corpus, per_epoch * self._recipe.mined_negatives)
         held_out = min(corpus, 3000 * len({pair.query for pair in self._parts.validation}))
         self._progress.plan(
             {
                 "encoding the corpus with the base model": corpus * layers,
-                "training": (3 * per_epoch + held_out) * self._recipe.epochs * upper,
+                "training": (3 * per_epoch + mined + held_out) * self._recipe.epochs * upper,
                 "choosing the interpolation": held_out * upper * max(0, len(self._recipe.alphas) - 2),
                 "encoding the corpus with the tuned model": corpus * upper,
                 "evaluating": corpus * upper * 0.05,
@@ -258,6 +259,7 @@ class _Run:
         validate = (lambda weights: validation.score(encode, weights)) if len(validation) else None
 
         def on_step(step: Step) -> None:
+            validated = {} if step.eval_score is None else {"eval_score": round(step.eval_score, 4)}
             self._progress.advance(
                 3 * step.tokens * upper,
                 f"training, step {step.step} of {step.steps}",
@@ -265,6 +267,7 @@ class _Run:
                 step=step.step,
                 steps=step.steps,
                 epoch=round(step.epoch, 2),
+                **validated,
             )
 
         if recipe.loss == "ranking":
@@ -294,7 +297,7 @@ class _Run:
         return trainer.run(validate=validate, on_step=on_step, checkpoints=checkpoints)
 
     def _mined(self, documents: np.ndarray) -> list[Any]:
-        examples = ranking_examples(self._parts.train)
+        examples = ranking_examples(self._parts.train, self._corpus, self._dataset.excluded_negatives)
         return mine_negatives(
             examples,
             self._backbone.encode([example.query for example in examples]),
@@ -335,7 +338,8 @@ class _Run:
         seed = self._config.random_seed
         found = evaluation_report(base_run, tuned_run, qrels, rated, {query: query for query in qrels}, seed)
         found["documents"] = len(self._ids)
-        found["differences"] = compare(base_run, tuned_run, qrels).differences()
+        groups = {pair.query: group_of(pair) for pair in self._parts.test}
+        found["differences"] = compare(base_run, tuned_run, qrels).group_differences(groups)
         pairs = {
             "base": pair_metrics(self._backbone.encode, self._parts.test),
             "tuned": pair_metrics(lambda texts: self._backbone.encode(texts, weights), self._parts.test),
