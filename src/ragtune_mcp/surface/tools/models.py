@@ -28,7 +28,6 @@ async def list_models(call: Call) -> ModelList:
     "first. With confirm=true the version answers all searches from now on; one that just won its test "
     "first answers 80 % of them for a day and is rolled back by itself if it does harm. Undo: rollback_model.",
     destructive=True,
-    idempotent=True,
 )
 async def promote_model(
     call: Call,

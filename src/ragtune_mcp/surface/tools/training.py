@@ -122,8 +122,8 @@ async def _report_job(call: Call, state: JobStatusResult) -> None:
 
 @tool(
     "Cancel job",
-    "Use to stop a queued or running job; what it had made so far is discarded. Next: job_status until it"
-    " is cancelled.",
+    "Use to stop a queued or running job. Training asked for again with the same arguments goes on from its"
+    " last checkpoint, indexing from what is indexed. Next: job_status until it is cancelled.",
     destructive=True,
     idempotent=True,
 )
