@@ -326,6 +326,31 @@ def test_one_bad_vector_among_many_fails_unless_its_tokens_are_known_to_differ(r
     assert report["texts"] == len(reference.texts) - 1
 
 
+def test_the_users_own_queries_are_compared_by_what_they_find(tiny, tmp_path):
+    documents = [f"{word} of the deployment" for word in ("index", "search", "rating", "model")] * 2
+    documents += [f"worker number {letter}" for letter in "abcdefgh"]
+    source = read_bert(tiny)
+    found = make_reference(load(tiny), source, documents, ["the index", "a worker"])
+    same = compare(found, found.vectors, "q8_0")["own_queries"]
+    assert same == {"queries": 2, "documents": 12, "top_10_overlap": 1.0}
+    vectors = found.vectors.copy()
+    first = found.texts.index(documents[0])
+    assert first > max(found.queries)
+    query = vectors[found.queries[0]]
+    vectors[first] = -query
+    changed = compare(found, vectors, "q8_0", {found.queries[1]: "long_word", first: "long_word"})
+    assert changed["own_queries"] == {"queries": 1, "documents": 11, "top_10_overlap": 1.0}
+    ranked = np.argsort(-(found.vectors[len(PROBE_TEXTS) + 2 :] @ query))
+    last, best = (int(len(PROBE_TEXTS) + 2 + place) for place in (ranked[-1], ranked[0]))
+    vectors = found.vectors.copy()
+    vectors[[last, best]] = vectors[[best, last]]
+    changed = parity._own_queries(found, vectors, {})
+    assert changed["top_10_overlap"] < 1
+    assert compare(make_reference(load(tiny), source, []), found.vectors[: len(PROBE_TEXTS)], "f32")[
+        "own_queries"
+    ] == {"queries": 0, "documents": 0, "top_10_overlap": None}
+
+
 def test_texts_known_to_be_tokenized_differently_are_told_apart(tiny, tmp_path):
     texts = ["한국어 문서", "नमस्ते की", "x" * 101, "y" * 100, "plain words"]
     found = make_reference(load(tiny), read_bert(tiny), texts)

@@ -185,13 +185,14 @@ def export_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
     ctx.progress(0.1, f"writing {spec['format']}")
     if spec["format"] == "onnx":
         return export_onnx(model.path, target)
-    texts = [*app.service.recent_queries(_EXPORT_QUERIES), *app.documents.all_texts().values()]
+    queries = app.service.recent_queries(_EXPORT_QUERIES)
     return export_ollama(
         model.path,
         spec["name"],
         target,
         quantization=spec["quantization"],
-        texts=texts[:_EXPORT_TEXTS],
+        texts=list(app.documents.all_texts().values())[: _EXPORT_TEXTS - len(queries)],
+        queries=queries,
         host=app.settings.ollama_host,
         base_folder=_base_folder(app, ctx, model),
     )

@@ -45,6 +45,7 @@ def export_ollama(
     *,
     quantization: Quantization = "f16",
     texts: Sequence[str] = (),
+    queries: Sequence[str] = (),
     host: str = "http://127.0.0.1:11434",
     base_folder: Path | None = None,
 ) -> dict[str, Any]:
@@ -55,7 +56,8 @@ def export_ollama(
         name: the model's name in Ollama, with or without a tag.
         target: the export's folder; made complete or not at all, replacing an earlier export.
         quantization: of the weight matrices.
-        texts: documents and queries of the user, compared beside the fixed probes.
+        texts: documents of the user, compared beside the fixed probes.
+        queries: what the user asked; compared too, and the report says whether they still find the same documents.
         host: as in OLLAMA_HOST; the Ollama that answers there runs the model once.
         base_folder: the model it was tuned from; the report then says how far the tuned vectors are from the
             base's, since a check that the base would pass as well proves nothing.
@@ -78,7 +80,10 @@ def export_ollama(
     final = OllamaPaths(target)
     try:
         write_gguf(source, model_folder, half.gguf(quantization), name, quantization)
-        checks = _check(model_folder, source, half.gguf(quantization), quantization, texts, host, base_folder)
+        model = _load(model_folder)
+        reference = make_reference(model, source, texts, queries)
+        gguf = half.gguf(quantization)
+        checks = _check(model, source, gguf, quantization, reference, host, base_folder)
         report = _describe(model_folder, source, name, quantization, half, final, checks)
         half.modelfile.write_text(report["modelfile"]["text"], encoding="utf-8")
         half.instructions.write_text(_instructions(report), encoding="utf-8")
@@ -98,16 +103,14 @@ def check_name(name: str) -> None:
 
 
 def _check(
-    model_folder: Path,
+    model: SentenceTransformer,
     source: BertSource,
     gguf: Path,
     quantization: Quantization,
-    texts: Sequence[str],
+    reference: Reference,
     host: str,
     base_folder: Path | None,
 ) -> dict[str, Any]:
-    model = _load(model_folder)
-    reference = make_reference(model, source, texts)
     checks = {
         "read_back": read_back(model, source, gguf, reference, quantization),
         "llama_cpp": run_llama_cpp(source, gguf, reference, quantization),
@@ -237,7 +240,13 @@ def _instructions(report: Mapping[str, Any]) -> str:
 def _check_line(name: str, check: Mapping[str, Any]) -> str:
     if check["status"] == "skipped":
         return f"- {name}: skipped. {check['reason']}"
+    own = check["own_queries"]
+    found = (
+        f" Of your {own['queries']} last queries, {own['top_10_overlap']} of the ten nearest documents."
+        if own["queries"]
+        else ""
+    )
     return (
         f"- {name}: passed on {check['texts']} texts; cosine with the source {check['cosine_min']} at least, "
-        f"{check['cosine_mean']} on average; {check['top_10_overlap']} of the ten nearest texts the same."
+        f"{check['cosine_mean']} on average; {check['top_10_overlap']} of the ten nearest texts the same.{found}"
     )

@@ -58,6 +58,7 @@ class Reference:
         ids: token ids of each text with the special ones, cut to the window.
         token_counts: as of the whole text.
         classes: why llama.cpp is known to tokenize a text differently; "" for no such reason.
+        queries: positions of what the user asked; the user's other texts are documents.
     """
 
     texts: tuple[str, ...]
@@ -65,22 +66,26 @@ class Reference:
     ids: tuple[list[int], ...]
     token_counts: tuple[int, ...]
     classes: tuple[str, ...]
+    queries: tuple[int, ...] = ()
 
 
-def make_reference(model: SentenceTransformer, source: BertSource, texts: Sequence[str]) -> Reference:
+def make_reference(
+    model: SentenceTransformer, source: BertSource, texts: Sequence[str], queries: Sequence[str] = ()
+) -> Reference:
     """Encode the probe texts and the user's with the source model.
 
     Args:
         model: the source.
         source: its description.
-        texts: documents and queries of the user; duplicates count once.
+        texts: documents of the user; duplicates count once.
+        queries: what the user asked.
 
     Returns:
         What an export is compared with.
     """
     from tokenizers import Tokenizer
 
-    chosen = tuple(dict.fromkeys((*PROBE_TEXTS, *texts)))
+    chosen = tuple(dict.fromkeys((*PROBE_TEXTS, *queries, *texts)))
     tokenizer = Tokenizer.from_file(str(source.layout.transformer / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -91,6 +96,7 @@ def make_reference(model: SentenceTransformer, source: BertSource, texts: Sequen
         ids=tuple(_cut(found, source.layout.max_tokens) for found in ids),
         token_counts=tuple(len(found) for found in ids),
         classes=tuple(_difference_class(text, source, tokenizer) for text in chosen),
+        queries=tuple(chosen.index(query) for query in dict.fromkeys(queries)),
     )
 
 
@@ -125,7 +131,8 @@ def compare(
 
     Returns:
         {status, texts, cosine_min, cosine_mean, cosine_p05, worst_texts, top_10_overlap, same_top_1,
-        thresholds, token_differences {class: {n, cosine_min}}, warnings}.
+        own_queries {queries, documents, top_10_overlap}, thresholds, token_differences {class: {n, cosine_min}},
+        warnings}.
 
     Raises:
         ExportMismatch: a cosine is under the threshold, or not a number.
@@ -157,6 +164,7 @@ def compare(
         "worst_texts": [reference.texts[index][:_SHOWN] for index in order[:_WORST]],
         "top_10_overlap": round(overlap, 4),
         "same_top_1": round(same, 4),
+        "own_queries": _own_queries(reference, vectors, apart),
         "thresholds": {"cosine_min": least, "cosine_mean": mean},
         "token_differences": _differences(values, apart),
         "warnings": warnings,
@@ -221,6 +229,25 @@ def _ranking(source: Vectors, exported: Vectors) -> tuple[float, float]:
         nearest.append(np.argsort(-similarity, axis=1, kind="stable")[:, :_TOP])
     shares = [len(set(a) & set(b)) / min(_TOP, len(a)) for a, b in zip(*nearest, strict=True)]
     return float(np.mean(shares)), float(np.mean(nearest[0][:, 0] == nearest[1][:, 0]))
+
+
+def _own_queries(reference: Reference, vectors: Vectors, apart: Mapping[int, str]) -> dict[str, Any]:
+    """What the user would notice: the user's documents that stay among the ten nearest of the user's queries."""
+    queries = [index for index in reference.queries if index not in apart]
+    asked = {*range(len(PROBE_TEXTS)), *reference.queries, *apart}
+    documents = [index for index in range(len(reference.texts)) if index not in asked]
+    shares = []
+    if documents:
+        ranked = [
+            np.argsort(-(of[queries] @ of[documents].T), axis=1, kind="stable")[:, :_TOP]
+            for of in (reference.vectors, vectors)
+        ]
+        shares = [len(set(a) & set(b)) / len(a) for a, b in zip(*ranked, strict=True)]
+    return {
+        "queries": len(shares),
+        "documents": len(documents),
+        "top_10_overlap": round(float(np.mean(shares)), 4) if shares else None,
+    }
 
 
 def _differences(values: Vectors, apart: Mapping[int, str]) -> dict[str, dict[str, Any]]:
