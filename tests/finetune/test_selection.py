@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from ragtune_mcp.core.finetune.evaluation import Vectors
 from ragtune_mcp.core.finetune.selection import KeptStep, ValidationSet, choose_alpha
 
 
@@ -78,12 +79,21 @@ def test_the_strict_rule_keeps_the_first_best_score():
 
 
 def test_validation_ranks_judged_documents_and_the_nearest_ones_of_the_base_model():
-    texts = {"a": "ta", "b": "tb", "c": "tc", "d": "td"}
-    validation = ValidationSet({"q": {"a": 3.0}}, texts, ["a", "b", "c", "d"], {"q": np.array([2, 1])})
-    assert validation.documents == ["ta", "tb", "tc"]
-    table = {"q": [1, 0], "ta": [0.6, 0.8], "tb": [1, 0], "tc": [0, 1]}
-    scores = validation.score(lambda found, weights: np.array([table[t] for t in found], np.float32), None)
-    assert scores == pytest.approx([1 / np.log2(3)])
+    angles = np.linspace(0, np.pi / 2, 30)
+    documents = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    ids = [f"d{index:02}" for index in range(30)]
+    texts = {document: f"text of {document}" for document in ids}
+    base = Vectors({"q": np.array([1, 0], np.float32)}, documents, ids)
+    validation = ValidationSet({"q": {"d01": 3.0, "d29": 1.0}}, texts, base)
+    assert validation.documents == [texts[document] for document in (*ids[:20], "d29")]
+    ideal = 3 + 1 / np.log2(3)
+    assert validation.base == pytest.approx([3 / np.log2(3) / ideal])
+
+    def turned(found, weights):
+        table = {texts[document]: vector for document, vector in zip(ids, documents, strict=True)}
+        return np.stack([table.get(text, np.array([0, 1], np.float32)) for text in found])
+
+    assert validation.score(turned, None) == pytest.approx([1 / ideal])
 
 
 def test_a_named_loss_is_kept_as_trained_and_its_base_is_scored_too():

@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ragtune_mcp.core.errors import NotEnoughData
 from ragtune_mcp.core.finetune.backbone import LibraryBackbone
 from ragtune_mcp.core.finetune.config import TrainingMetrics
@@ -78,6 +80,7 @@ def train_with_library(
         watcher.kept.score,
         history[-1].train_loss if history else math.nan,
         watcher.stopped_early,
+        np.array(watcher.kept.scores),
     )
 
 

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragtune_mcp.core.finetune.evaluation import PRIMARY, rank_vectors
+from ragtune_mcp.core.finetune.evaluation import PRIMARY, Vectors, rank_vectors
 from ragtune_mcp.core.finetune.metrics import Qrels, ndcg
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_POOL_DEPTH = 20
 
 Encode = Callable[[Sequence[str], "Mapping[str, Tensor] | None"], np.ndarray]
 
@@ -29,23 +31,27 @@ class ValidationSet:
     Args:
         qrels: the judged queries.
         texts: of every document.
-        ids: of the documents that `nearest` counts.
-        nearest: query -> positions in `ids` of the base model's nearest documents.
+        base: the base model's view of queries and corpus.
 
     Attributes:
         queries: the judged query texts.
         documents: the pool's texts.
+        base: (n,) scores of the base model, in the order of the queries.
     """
 
-    def __init__(
-        self, qrels: Qrels, texts: Mapping[str, str], ids: Sequence[str], nearest: Mapping[str, np.ndarray]
-    ) -> None:
+    def __init__(self, qrels: Qrels, texts: Mapping[str, str], base: Vectors) -> None:
         self.queries = list(qrels)
-        judged = {document for grades in qrels.values() for document in grades}
-        near = {ids[index] for query in self.queries for index in nearest[query]}
-        self._ids = sorted(judged | near)
-        self.documents = [texts[document] for document in self._ids]
         self._qrels = qrels
+        if not self.queries:
+            self._ids, self.documents, self.base = [], [], np.zeros(0)
+            return
+        queries = np.stack([base.queries[query] for query in self.queries])
+        judged = {document for grades in qrels.values() for document in grades}
+        near = rank_vectors(queries, base.documents, _POOL_DEPTH)
+        self._ids = sorted(judged | {base.ids[index] for index in near.ravel().tolist()})
+        self.documents = [texts[document] for document in self._ids]
+        place = {document: index for index, document in enumerate(base.ids)}
+        self.base = self._scores(queries, base.documents[[place[document] for document in self._ids]])
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -53,8 +59,10 @@ class ValidationSet:
     def score(self, encode: Encode, weights: Mapping[str, Tensor] | None) -> np.ndarray:
         """nDCG@10 of each query, (n,) in [0, 1], with the given weights over the base ones."""
         vectors = encode([*self.queries, *self.documents], weights)
-        n = len(self.queries)
-        ranked = rank_vectors(vectors[:n], vectors[n:], 10)
+        return self._scores(vectors[: len(self.queries)], vectors[len(self.queries) :])
+
+    def _scores(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        ranked = rank_vectors(queries, documents, 10)
         return np.array(
             [
                 ndcg([self._ids[i] for i in row], self._qrels[query], 10)
@@ -73,7 +81,7 @@ class KeptStep:
             the best score.
         patience: validations in a row without a step to keep after which training stops.
         step: the step kept; 0 before the first validation.
-        score: its mean score; None before the first validation.
+        scores: (n,) its scores; empty before the first validation.
         waited: validations since.
         best: (n,) scores of the step with the best mean.
     """
@@ -81,9 +89,14 @@ class KeptStep:
     lenient: bool
     patience: int
     step: int = 0
-    score: float | None = None
+    scores: list[float] = field(default_factory=list)
     waited: int = 0
     best: list[float] = field(default_factory=list)
+
+    @property
+    def score(self) -> float | None:
+        """Mean score of the step kept."""
+        return float(np.mean(self.scores)) if self.scores else None
 
     @property
     def exhausted(self) -> bool:
@@ -97,7 +110,7 @@ class KeptStep:
         if better:
             self.best = [float(score) for score in scores]
         if better or (self.lenient and difference.mean() >= -2 * _standard_error(difference)):
-            self.step, self.score, self.waited = step, float(scores.mean()), 0
+            self.step, self.scores, self.waited = step, [float(score) for score in scores], 0
             return True
         self.waited += 1
         return False

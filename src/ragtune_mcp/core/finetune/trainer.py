@@ -53,6 +53,7 @@ class Trained:
         weights: the best weights by validation score, the last ones where nothing was validated.
         history: one entry per epoch and validation.
         best_step: the step of `weights`.
+        scores: (n,) validation scores of `weights`; empty where nothing was validated.
         stopped_early: whether patience ran out.
     """
 
@@ -63,6 +64,7 @@ class Trained:
     best_score: float | None
     final_loss: float
     stopped_early: bool
+    scores: np.ndarray
 
 
 @dataclass(slots=True)
@@ -169,6 +171,7 @@ class FastTrainer:
             run.kept.score,
             run.history[-1].train_loss if run.history else math.nan,
             run.stopped_early,
+            np.array(run.kept.scores),
         )
 
     def _is_due(self, step: int) -> bool:

@@ -18,7 +18,7 @@ from ragtune_mcp.core.finetune.backbone import FastBackbone, LibraryBackbone, op
 from ragtune_mcp.core.finetune.base import BaseModel
 from ragtune_mcp.core.finetune.card import CardData, model_card
 from ragtune_mcp.core.finetune.config import FineTuningConfig, TrainingMetrics
-from ragtune_mcp.core.finetune.evaluation import Vectors, compare, rank_vectors
+from ragtune_mcp.core.finetune.evaluation import Vectors, compare
 from ragtune_mcp.core.finetune.evaluation import report as evaluation_report
 from ragtune_mcp.core.finetune.examples import grades, group_of, is_positive, ranking_examples
 from ragtune_mcp.core.finetune.gate import (
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
-
-_POOL_DEPTH = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +214,7 @@ class _Run:
             {
                 "encoding the corpus with the base model": corpus * layers,
                 "training": (3 * per_epoch + mined + held_out) * self._recipe.epochs * upper,
-                "choosing the interpolation": held_out * upper * max(0, len(self._recipe.alphas) - 2),
+                "choosing the interpolation": held_out * upper * (len(self._recipe.alphas) - 2),
                 "encoding the corpus with the tuned model": corpus * upper,
                 "evaluating": corpus * upper * 0.05,
             }
@@ -250,8 +248,7 @@ class _Run:
 
     def _validation_set(self, documents: np.ndarray, queries: Mapping[str, np.ndarray]) -> ValidationSet:
         qrels = grades(self._parts.validation, self._place)
-        nearest = {query: rank_vectors(queries[query][None], documents, _POOL_DEPTH)[0] for query in qrels}
-        return ValidationSet(qrels, self._corpus, self._ids, nearest)
+        return ValidationSet(qrels, self._corpus, Vectors(queries, documents, self._ids))
 
     def _train(self, documents: np.ndarray, validation: ValidationSet, checkpoints: Path | None) -> Trained:
         recipe = self._recipe
@@ -315,8 +312,11 @@ class _Run:
     def _choose(self, trained: Trained, validation: ValidationSet) -> Choice:
         self._progress.start("choosing the interpolation")
         base, encode = self._backbone.base_weights, self._scoring()
+        known = {0.0: validation.base, **({1.0: trained.scores} if len(trained.scores) else {})}
         scores = {
-            alpha: validation.score(encode, interpolate(base, trained.weights, alpha))
+            alpha: known[alpha]
+            if alpha in known
+            else validation.score(encode, interpolate(base, trained.weights, alpha))
             for alpha in self._recipe.alphas
         }
         return choose_alpha(scores)
