@@ -214,11 +214,18 @@ def _base_folder(app: RagTune, ctx: JobContext, model: ModelVersion) -> Path | N
         return None
 
 
+def _exported_base(app: RagTune, model: ModelVersion) -> tuple[Path, Path] | None:
+    if model.base_model == model.version or not app.registry.has(model.base_model):
+        return None
+    found = app.registry.get(model.base_model).path, app.encoders.folder(model.base_model)
+    return found if all(folder.is_dir() for folder in found) else None
+
+
 def _ensure_encoder(app: RagTune, ctx: JobContext, model: ModelVersion) -> None:
     folder = app.encoders.folder(model.version)
     if not folder.exists():
         ctx.event(f"exporting the serving encoder of {model.version}")
-        export_onnx(app.registry.verify(model.version).path, folder)
+        export_onnx(app.registry.verify(model.version).path, folder, _exported_base(app, model))
     app.encoders.get(model.version, wait_s=120)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ragtune_mcp.core.errors import DigestMismatch, ExportMismatch, InvalidInput
 from ragtune_mcp.core.models.encoder import OnnxEncoder, Vectors
+from ragtune_mcp.core.models.exporters.graft import graft_weights
 from ragtune_mcp.core.models.exporters.staging import fresh_folder_beside, move_into_place
 from ragtune_mcp.core.models.files import folder_digest, write_json
 from ragtune_mcp.core.models.layout import ModelLayout, read_layout
@@ -30,12 +31,16 @@ _TOP = 10
 _TIE = 1e-3
 
 
-def export_onnx(model_folder: Path, target_folder: Path) -> dict[str, Any]:
+def export_onnx(
+    model_folder: Path, target_folder: Path, base: tuple[Path, Path] | None = None
+) -> dict[str, Any]:
     """Write `model.onnx`, `tokenizer.json` and `encoder.json` of a model, or keep those that are there.
 
     Args:
         model_folder: a model in safetensors form, Transformer + Pooling(mean or cls) [+ Normalize].
         target_folder: made complete or not at all.
+        base: the model folder it was tuned from and that one's export, whose graph is used again where it can
+            be; see `graft_weights`.
 
     Returns:
         The contents of `encoder.json`: digest, dimension, max_tokens, pooling, normalize, files and `parity`:
@@ -64,21 +69,28 @@ def export_onnx(model_folder: Path, target_folder: Path) -> dict[str, Any]:
                 return asdict(present)
     half = fresh_folder_beside(target_folder)
     try:
-        report = _export(model_folder, layout, digest, EncoderPaths(half))
+        report = _export(model_folder, layout, digest, EncoderPaths(half), base)
         move_into_place(half, target_folder)
     finally:
         shutil.rmtree(half, ignore_errors=True)
     return report
 
 
-def _export(model_folder: Path, layout: ModelLayout, digest: str, paths: EncoderPaths) -> dict[str, Any]:
+def _export(
+    model_folder: Path,
+    layout: ModelLayout,
+    digest: str,
+    paths: EncoderPaths,
+    base: tuple[Path, Path] | None,
+) -> dict[str, Any]:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(
         str(model_folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
     )
     expected: Vectors = model.encode(list(PROBE_TEXTS), convert_to_numpy=True, show_progress_bar=False)
-    _write_graph(model, layout, paths.model)
+    if base is None or not graft_weights(base[0], EncoderPaths(base[1]).model, model_folder, paths.model):
+        _write_graph(model, layout, paths.model)
     shutil.copyfile(layout.transformer / paths.tokenizer.name, paths.tokenizer)
     report: dict[str, Any] = {
         "digest": digest,
