@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -621,7 +622,10 @@ def test_what_the_check_found_is_told_even_where_its_model_cannot_be_deleted(tin
 
 def test_no_proxy_stands_before_an_ollama_of_this_machine(monkeypatch, ollama):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    # urlopen keeps the proxies that it found at its first use.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     assert OllamaServer(ollama.url).version() == "0.32.1"
     assert OllamaServer(ollama.url.replace("127.0.0.1", "localhost")).version() == "0.32.1"
     with pytest.raises(OllamaUnavailable):
