@@ -32,7 +32,7 @@ from ragtune_mcp.core.settings import Settings
 
 CUTOFF = 10
 # Long enough for the replay on two slow cores; the rest of it is waited out, so that the planned end is reached.
-TEST_HOURS = 75 / 3600
+TEST_HOURS = 45 / 3600
 
 
 class DemoFailed(Exception):
