@@ -26,16 +26,17 @@ def loss_of(objective, batch):
     return objective.loss(vectors[: len(batch.texts)], batch.layout)
 
 
-def test_each_distinct_text_of_a_batch_is_encoded_once_and_negatives_once_an_epoch():
-    objective = Ranking([example(0, ["n"]), example(1, ["n", "p0"]), example(0, ["n"])])
-    batch = objective.batch([0, 1, 2])
-    assert sorted(batch.texts) == ["p0", "p1", "q0", "q1"]
-    assert objective.fixed == ["n", "p0"]
-    assert batch.layout.negatives.tolist() == [0]  # the other is in the batch, with a gradient
+def test_each_distinct_text_of_a_batch_is_encoded_once_and_further_negatives_once_an_epoch():
+    examples = [example(0, ["n", "m"]), example(1, ["n", "p0", "m", "k"]), example(0, ["n"])]
+    batch = Ranking(examples).batch([0, 1, 2])
+    assert sorted(batch.texts) == ["n", "p0", "p1", "q0", "q1"]
+    assert Ranking(examples).fixed == ["m", "p0", "k"]
+    assert batch.layout.negatives.tolist() == [0, 2]  # the other is in the batch, with a gradient
+    assert Ranking(examples, in_batch=0).fixed == ["n", "m", "p0", "k"]
 
 
 def test_without_shared_documents_and_weights_it_is_the_librarys_ranking_loss():
-    examples = [example(i, [f"n{i}"]) for i in range(5)]
+    examples = [example(i, [f"n{i}", f"m{i}"]) for i in range(5)]
     ours = Ranking(examples)
     batch = ours.batch(range(5))
     theirs = LibraryLoss(
@@ -77,7 +78,7 @@ def test_the_loss_is_the_weighted_mean_of_the_examples():
 
 
 def test_an_answer_is_no_negative_of_its_query_among_the_fixed_texts_either():
-    objective = Ranking([example(0, answers=["n"]), example(1, ["n"])])
+    objective = Ranking([example(0, answers=["n"]), example(1, ["n"])], in_batch=0)
     batch = objective.batch([0, 1])
     assert batch.layout.blocked[:, 2].tolist() == [True, False]
 

@@ -22,3 +22,9 @@ def test_a_named_loss_takes_every_field_literally():
     recipe = choose_recipe(config, 30, 6)
     assert (recipe.epochs, recipe.learning_rate, recipe.warmup_steps) == (4, 2e-5, 100)
     assert (recipe.frozen_layers, recipe.alphas, recipe.lenient) == (0, (0.0, 1.0), False)
+
+
+def test_a_data_set_made_without_hard_negatives_is_trained_without_them():
+    recipe = choose_recipe(FineTuningConfig(), 30, 6, hard_negatives=False)
+    assert (recipe.mined_negatives, recipe.in_batch) == (0, 0)
+    assert "and 0 mined ones" in recipe.reasons[0]

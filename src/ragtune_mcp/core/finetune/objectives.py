@@ -83,22 +83,26 @@ class Ranking:
 
     MultipleNegativesRankingLoss (Henderson et al. 2017) where each distinct document of the batch is one
     candidate, and a document known to answer the query, or a near-duplicate of it, is never its negative.
-    Mined negatives are many and need no gradient of their own: their vectors are those of the epoch's start, as
-    in a memory bank (Wu et al. 2018), which makes a step several times cheaper. They push the query away;
-    documents are pushed where they are the positives of others.
+    Of an example's mined negatives the nearest stand in the batch. The others get no gradient: their vectors are
+    those of the epoch's start, as in a memory bank (Wu et al. 2018), which makes a step much cheaper. They push
+    the query away, but are not pushed themselves.
 
     Args:
-        examples: what `batch` chooses from.
+        examples: what `batch` chooses from; negatives nearest first.
         scale: inverse temperature on the cosine.
+        in_batch: mined negatives of an example that stand in the batch.
 
     Attributes:
-        fixed: the mined negatives of all examples.
+        fixed: the other mined negatives of all examples.
     """
 
-    def __init__(self, examples: Sequence[RankingExample], *, scale: float = 20.0) -> None:
+    def __init__(self, examples: Sequence[RankingExample], *, scale: float = 20.0, in_batch: int = 1) -> None:
         self.examples = examples
         self.scale = scale
-        self.fixed = list(dict.fromkeys(text for example in examples for text in example.negatives))
+        self._in_batch = in_batch
+        self.fixed = list(
+            dict.fromkeys(text for example in examples for text in example.negatives[in_batch:])
+        )
         self._place = {text: position for position, text in enumerate(self.fixed)}
         self._vectors: Tensor | None = None
 
@@ -110,10 +114,13 @@ class Ranking:
         examples = [self.examples[index] for index in indices]
         place = _Distinct()
         anchors = np.array([place(example.query) for example in examples])
-        positives = dict.fromkeys(example.positive for example in examples)
-        candidates = {text: column for column, text in enumerate(positives)}
-        negatives = dict.fromkeys(text for example in examples for text in example.negatives)
-        columns = [*candidates, *(text for text in negatives if text not in candidates)]
+        count = self._in_batch
+        documents = dict.fromkeys(
+            text for example in examples for text in (example.positive, *example.negatives[:count])
+        )
+        candidates = {text: column for column, text in enumerate(documents)}
+        others = dict.fromkeys(text for example in examples for text in example.negatives[count:])
+        columns = [*candidates, *(text for text in others if text not in candidates)]
         blocked = np.array(
             [
                 [

@@ -10,7 +10,7 @@ from ragtune_mcp.core.finetune.selection import KeptStep
 
 _LEARNING_RATE = 5e-5
 _WARMUP_SHARE = 0.1
-_NEGATIVES = 4
+_NEGATIVES, _IN_BATCH = 4, 1
 # Few ratings are read more often, or the weights hardly move; more often than this only repeats them.
 _LEAST_STEPS = 40
 _MOST_EPOCHS = 8
@@ -27,6 +27,7 @@ class Recipe:
         warmup_steps: steps of linear warm-up.
         frozen_layers: lowest encoder layers (and the embeddings) left as they are.
         mined_negatives: hard negatives per positive, mined from the corpus with the base model.
+        in_batch: how many of them are encoded with gradients in every step; the others once an epoch.
         margin: relative margin of the mining filter.
         scale: inverse temperature of the ranking objective.
         alphas: interpolation weights between base (0) and trained (1) tried on validation.
@@ -41,6 +42,7 @@ class Recipe:
     warmup_steps: int
     frozen_layers: int
     mined_negatives: int
+    in_batch: int
     margin: float
     scale: float
     alphas: tuple[float, ...]
@@ -60,7 +62,9 @@ class Recipe:
         return {**asdict(self), "alphas": list(self.alphas), "reasons": list(self.reasons)}
 
 
-def choose_recipe(config: FineTuningConfig, positives: int, layers: int) -> Recipe:
+def choose_recipe(
+    config: FineTuningConfig, positives: int, layers: int, *, hard_negatives: bool = True
+) -> Recipe:
     """The recipe for a configuration and an amount of data.
 
     Args:
@@ -68,13 +72,14 @@ def choose_recipe(config: FineTuningConfig, positives: int, layers: int) -> Reci
             a named loss every field is literal.
         positives: training pairs that are answers.
         layers: encoder layers of the model; 0 when unknown.
+        hard_negatives: False when the data set was asked for without any; then "auto" mines none either.
 
     Returns:
         The recipe with its reasons.
     """
     if config.loss_function != "auto":
         return _literal(config)
-    return _auto(config, positives, layers)
+    return _auto(config, positives, layers, _NEGATIVES if hard_negatives else 0)
 
 
 def _literal(config: FineTuningConfig) -> Recipe:
@@ -86,6 +91,7 @@ def _literal(config: FineTuningConfig) -> Recipe:
         warmup_steps=config.warmup_steps,
         frozen_layers=0,
         mined_negatives=0,
+        in_batch=0,
         margin=0.0,
         scale=20.0,
         alphas=(0.0, 1.0),
@@ -100,11 +106,11 @@ def _literal(config: FineTuningConfig) -> Recipe:
     )
 
 
-def _auto(config: FineTuningConfig, positives: int, layers: int) -> Recipe:
+def _auto(config: FineTuningConfig, positives: int, layers: int, negatives: int) -> Recipe:
     explicit = config.explicit()
     reasons = [
         f"{positives} positive pairs: each is ranked against the other documents of its batch "
-        f"and {_NEGATIVES} mined ones."
+        f"and {negatives} mined ones."
     ]
     learning_rate = config.learning_rate if "learning_rate" in explicit else _LEARNING_RATE
     per_epoch = max(1, -(-positives // config.batch_size))
@@ -132,7 +138,8 @@ def _auto(config: FineTuningConfig, positives: int, layers: int) -> Recipe:
         learning_rate=learning_rate,
         warmup_steps=warmup,
         frozen_layers=frozen,
-        mined_negatives=_NEGATIVES,
+        mined_negatives=negatives,
+        in_batch=min(_IN_BATCH, negatives),
         margin=_MARGIN,
         scale=20.0,
         alphas=_ALPHAS,

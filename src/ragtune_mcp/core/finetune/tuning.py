@@ -122,7 +122,13 @@ class _Run:
         progress.start("loading the base model")
         self._backbone = open_backbone(base.path, config.max_seq_length, low_precision=config.use_amp)
         positives = sum(is_positive(pair) for pair in self._parts.train)
-        self._recipe = choose_recipe(config, positives, self._backbone.layers)
+        options = dataset.manifest.get("options", {})
+        self._recipe = choose_recipe(
+            config,
+            positives,
+            self._backbone.layers,
+            hard_negatives=options.get("include_hard_negatives", True),
+        )
         self._memory = self._plan_memory()
         self._queries = sorted({pair.query for pair in dataset.pairs})
         self._plan_work()
@@ -186,7 +192,8 @@ class _Run:
             return None
         answers = [text for pair in self._parts.train for text in (pair.query, pair.document)]
         corpus, training = backbone.token_count(self._texts), backbone.token_count(answers)
-        per_example = 2 * training / max(1, len(set(answers)))
+        # A query, its answer and as many mined documents as stand in the batch.
+        per_example = (1 + recipe.in_batch) * 2 * training / max(1, len(set(answers)))
         item_bytes = backbone.dtype.itemsize
         plan = plan_memory(
             backbone.size(recipe.frozen_layers),
@@ -208,12 +215,13 @@ class _Run:
             text for pair in self._parts.train if is_positive(pair) for text in (pair.query, pair.document)
         ]
         per_epoch = self._backbone.token_count(answers)
-        mined = min(corpus, per_epoch * self._recipe.mined_negatives)
+        in_batch = self._recipe.in_batch
+        fixed = min(corpus, per_epoch * (self._recipe.mined_negatives - in_batch))
         held_out = min(corpus, 3000 * len({pair.query for pair in self._parts.validation}))
         self._progress.plan(
             {
                 "encoding the corpus with the base model": corpus * layers,
-                "training": (3 * per_epoch + mined + held_out) * self._recipe.epochs * upper,
+                "training": (3 * (1 + in_batch) * per_epoch + fixed + held_out) * self._recipe.epochs * upper,
                 "choosing the interpolation": held_out * upper * (len(self._recipe.alphas) - 2),
                 "encoding the corpus with the tuned model": corpus * upper,
                 "evaluating": corpus * upper * 0.05,
@@ -285,7 +293,7 @@ class _Run:
                 checkpoints=checkpoints,
             )
         objective: Objective = (
-            Ranking(examples, scale=recipe.scale)
+            Ranking(examples, scale=recipe.scale, in_batch=recipe.in_batch)
             if recipe.loss == "ranking"
             else objective_for(tasks_for(recipe.loss, self._parts.train, recipe.seed))
         )
