@@ -42,18 +42,19 @@ def graft_weights(base: Path, base_graph: Path, model: Path, target: Path) -> bo
     """
     import onnx
     from onnx import numpy_helper
-    from safetensors.numpy import load_file
+    from safetensors.torch import load_file
 
     left, right = read_layout(base), read_layout(model)
-    if _shape(left) != _shape(right):
-        return False
+    weights = [layout.transformer / "model.safetensors" for layout in (left, right)]
+    if _shape(left) != _shape(right) or not all(path.is_file() for path in weights):
+        return False  # of another shape, or with its weights in several files
     old, new = (
         {
-            name: np.ascontiguousarray(tensor, dtype=np.float32)
-            for name, tensor in load_file(layout.transformer / "model.safetensors").items()
+            name: tensor.float().numpy()
+            for name, tensor in load_file(path).items()
             if not name.startswith(_UNUSED)
         }
-        for layout in (left, right)
+        for path in weights
     )
     if {name: tensor.shape for name, tensor in old.items()} != {name: t.shape for name, t in new.items()}:
         return False
