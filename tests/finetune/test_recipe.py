@@ -4,11 +4,11 @@ from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.recipe import choose_recipe
 
 
-@pytest.mark.parametrize(("positives", "epochs"), [(1, 8), (30, 8), (112, 6), (160, 4), (169, 4), (5000, 4)])
+@pytest.mark.parametrize(("positives", "epochs"), [(1, 4), (80, 4), (112, 3), (160, 2), (169, 2), (5000, 2)])
 def test_few_ratings_are_read_more_often_within_bounds(positives, epochs):
     recipe = choose_recipe(FineTuningConfig(), positives, 6)
     assert recipe.epochs == epochs
-    assert any("epochs" in reason for reason in recipe.reasons) == (epochs > 4)
+    assert any("epochs" in reason for reason in recipe.reasons) == (epochs > 2)
 
 
 def test_epochs_asked_for_are_kept():

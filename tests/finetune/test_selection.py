@@ -89,11 +89,11 @@ def test_validation_ranks_judged_documents_and_the_nearest_ones_of_the_base_mode
     ideal = 3 + 1 / np.log2(3)
     assert validation.base == pytest.approx([3 / np.log2(3) / ideal])
 
-    def turned(found, weights):
+    def turned(found):
         table = {texts[document]: vector for document, vector in zip(ids, documents, strict=True)}
         return np.stack([table.get(text, np.array([0, 1], np.float32)) for text in found])
 
-    assert validation.score(turned, None) == pytest.approx([1 / ideal])
+    assert validation.score(turned) == pytest.approx([1 / ideal])
 
 
 def test_a_named_loss_is_kept_as_trained_and_its_base_is_scored_too():

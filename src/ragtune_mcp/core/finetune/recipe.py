@@ -8,12 +8,13 @@ from typing import Any
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.selection import KeptStep
 
-_LEARNING_RATE = 5e-5
+_LEARNING_RATE = 1e-4
 _WARMUP_SHARE = 0.1
 _NEGATIVES, _IN_BATCH = 4, 1
+_EPOCHS = 2
 # Few ratings are read more often, or the weights hardly move; more often than this only repeats them.
-_LEAST_STEPS = 40
-_MOST_EPOCHS = 8
+_LEAST_STEPS = 20
+_MOST_EPOCHS = 4
 _MARGIN = 0.05
 _ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -116,11 +117,9 @@ def _auto(config: FineTuningConfig, positives: int, layers: int, negatives: int)
     per_epoch = max(1, -(-positives // config.batch_size))
     epochs = config.num_epochs
     if "num_epochs" not in explicit:
-        epochs = min(max(epochs, -(-_LEAST_STEPS // per_epoch)), _MOST_EPOCHS)
-        if epochs > config.num_epochs:
-            reasons.append(
-                f"{epochs} epochs: {config.num_epochs} would be only {per_epoch * config.num_epochs} steps."
-            )
+        epochs = min(max(_EPOCHS, -(-_LEAST_STEPS // per_epoch)), _MOST_EPOCHS)
+        if epochs > _EPOCHS:
+            reasons.append(f"{epochs} epochs: {_EPOCHS} would be only {per_epoch * _EPOCHS} steps.")
     steps = per_epoch * epochs
     warmup = config.warmup_steps if "warmup_steps" in explicit else round(_WARMUP_SHARE * steps)
     kept = sorted(explicit & {"learning_rate", "warmup_steps", "batch_size", "num_epochs"})

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ragtune_mcp.core.finetune.evaluation import PRIMARY, Vectors, rank_vectors
 from ragtune_mcp.core.finetune.metrics import Qrels, ndcg
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 _POOL_DEPTH = 20
 
-Encode = Callable[[Sequence[str], "Mapping[str, Tensor] | None"], np.ndarray]
+# Texts -> (n, dim) unit vectors.
+Encode = Callable[[Sequence[str]], np.ndarray]
 
 
 class ValidationSet:
@@ -56,9 +54,9 @@ class ValidationSet:
     def __len__(self) -> int:
         return len(self.queries)
 
-    def score(self, encode: Encode, weights: Mapping[str, Tensor] | None) -> np.ndarray:
-        """nDCG@10 of each query, (n,) in [0, 1], with the given weights over the base ones."""
-        vectors = encode([*self.queries, *self.documents], weights)
+    def score(self, encode: Encode) -> np.ndarray:
+        """nDCG@10 of each query, (n,) in [0, 1]."""
+        vectors = encode([*self.queries, *self.documents])
         return self._scores(vectors[: len(self.queries)], vectors[len(self.queries) :])
 
     def _scores(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from ragtune_mcp.core.finetune.checkpoint import Checkpoint, load_checkpoint, sa
 from ragtune_mcp.core.finetune.config import TrainingMetrics
 from ragtune_mcp.core.finetune.objectives import Batch, Objective
 from ragtune_mcp.core.finetune.recipe import Recipe
-from ragtune_mcp.core.finetune.selection import KeptStep
+from ragtune_mcp.core.finetune.selection import Encode, KeptStep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,10 +93,17 @@ class FastTrainer:
         recipe: rate, epochs, batch size, seed.
         micro_tokens: tokens embedded with gradients at once; a larger batch is embedded twice, in parts, with
             the same gradient and bounded memory (gradient cache, Gao et al. 2021).
+        base: texts -> (n, dim) unit vectors of the base model, where they are known already.
     """
 
     def __init__(
-        self, backbone: FastBackbone, objective: Objective, recipe: Recipe, *, micro_tokens: int
+        self,
+        backbone: FastBackbone,
+        objective: Objective,
+        recipe: Recipe,
+        *,
+        micro_tokens: int,
+        base: Encode | None = None,
     ) -> None:
         import torch
 
@@ -104,6 +111,7 @@ class FastTrainer:
         self._objective = objective
         self._recipe = recipe
         self._micro_tokens = micro_tokens
+        self._base = base or backbone.encode
         self._names = backbone.trainable()
         self._weights = {name: backbone.base_weights[name].clone().requires_grad_() for name in self._names}
         self._optimizer = torch.optim.AdamW(
@@ -132,8 +140,6 @@ class FastTrainer:
         Raises:
             JobFailed: training diverged.
         """
-        import torch
-
         fingerprint = self._fingerprint()
         fresh = _Run(self._recipe.kept_step())
         run = (self._resume(checkpoints, fingerprint) if checkpoints else None) or fresh
@@ -142,7 +148,7 @@ class FastTrainer:
             self._validate(run, validate)  # it was cancelled in the middle of this one
         while run.step < self.steps and not run.stopped_early:
             if self._objective.fixed and run.step % self._per_epoch == 0:
-                self._fix(torch.from_numpy(self._backbone.encode(self._objective.fixed, self._detached())))
+                self._fix(self._encode_fixed(run.step))
             batch = self._batch(run.step)
             self._set_rate(run.step)
             loss = self._update(batch)
@@ -230,6 +236,12 @@ class FastTrainer:
         if run.kept.see(run.step, scores):
             self._best = self._snapshot()
         run.stopped_early = run.kept.exhausted
+
+    def _encode_fixed(self, step: int) -> Tensor:
+        import torch
+
+        fixed = self._objective.fixed
+        return torch.from_numpy(self._backbone.encode(fixed, self._detached()) if step else self._base(fixed))
 
     def _fix(self, vectors: Tensor) -> None:
         self._fixed = vectors

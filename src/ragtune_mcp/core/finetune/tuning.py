@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from ragtune_mcp.core.finetune.backbone import FastBackbone, LibraryBackbone, op
 from ragtune_mcp.core.finetune.base import BaseModel
 from ragtune_mcp.core.finetune.card import CardData, model_card
 from ragtune_mcp.core.finetune.config import FineTuningConfig, TrainingMetrics
+from ragtune_mcp.core.finetune.encoded import Encoded
 from ragtune_mcp.core.finetune.evaluation import Vectors, compare
 from ragtune_mcp.core.finetune.evaluation import report as evaluation_report
 from ragtune_mcp.core.finetune.examples import grades, group_of, is_positive, ranking_examples
@@ -132,23 +133,23 @@ class _Run:
         self._memory = self._plan_memory()
         self._queries = sorted({pair.query for pair in dataset.pairs})
         self._plan_work()
+        layers = self._backbone.layers or 1
+        self._by_base = Encoded(self._backbone, None, lambda tokens: progress.advance(tokens * layers))
 
     def result(self, output: Path, checkpoints: Path | None) -> FineTuneResult:
-        base_documents, base_queries = self._encode_base()
-        validation = self._validation_set(base_documents, base_queries)
-        trained = self._train(base_documents, validation, checkpoints)
-        choice = self._choose(trained, validation)
+        before = self._encode_base()
+        validation = ValidationSet(grades(self._parts.validation, self._place), self._corpus, before)
+        trained = self._train(before.documents, validation, checkpoints)
+        choice, candidates = self._choose(trained, validation)
         # A blocked run still leaves the mildest trained candidate, so that the verdict is about a real model.
         alpha = choice.alpha or min(a for a in self._recipe.alphas if a > 0)
-        weights = interpolate(self._backbone.base_weights, trained.weights, alpha)
-        tuned_documents, tuned_queries = self._encode_tuned(weights)
-        evaluation, metrics = self._evaluate(
-            Vectors(base_queries, base_documents, self._ids),
-            Vectors(tuned_queries, tuned_documents, self._ids),
-            weights,
-        )
+        tuned = candidates[alpha]
+        assert tuned.weights is not None
+        self._progress.start("encoding the corpus with the tuned model")
+        after = self._vectors(tuned)
+        evaluation, metrics = self._evaluate(before, after, tuned)
         gate = self._judge(
-            evaluation.pop("differences"), base_documents, tuned_documents, weights, choice.alpha
+            evaluation.pop("differences"), before.documents, after.documents, tuned, choice.alpha
         )
         self._progress.start("saving the model")
         metrics = {
@@ -167,7 +168,7 @@ class _Run:
             "memory": self._memory.to_dict() if self._memory else None,
         }
         card = model_card(self._card_data(output.name), evaluation, gate, chosen)
-        save_model(self._backbone, weights, card, output)
+        save_model(self._backbone, tuned.weights, card, output)
         return FineTuneResult(
             output, self._progress.elapsed_s, metrics, evaluation, gate, trained.history, chosen
         )
@@ -209,7 +210,7 @@ class _Run:
 
     def _plan_work(self) -> None:
         layers = self._backbone.layers or 1
-        upper = layers - self._backbone.frozen
+        self._upper = upper = layers - self._backbone.frozen
         corpus = self._backbone.token_count(self._texts)
         answers = [
             text for pair in self._parts.train if is_positive(pair) for text in (pair.query, pair.document)
@@ -227,46 +228,32 @@ class _Run:
                 "evaluating": corpus * upper * 0.05,
             }
         )
-        self._upper = upper
 
-    def _encode_base(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def _encode_base(self) -> Vectors:
         self._progress.start("encoding the corpus with the base model")
-        layers = self._backbone.layers or 1
         if isinstance(self._backbone, FastBackbone):
             # Texts that are read in every epoch come first, should the memory bound not hold them all.
             self._backbone.keep(
                 [text for pair in self._parts.train for text in (pair.query, pair.document)],
                 lambda _: self._progress.advance(0),
             )
-        documents = self._backbone.encode(
-            self._texts, tick=lambda tokens: self._progress.advance(tokens * layers)
-        )
-        return documents, self._encode_queries(None)
+        return self._vectors(self._by_base)
 
-    def _encode_tuned(self, weights: Mapping[str, Tensor]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        self._progress.start("encoding the corpus with the tuned model")
-        tick = self._tick()
-        return self._backbone.encode(self._texts, weights, tick), self._encode_queries(weights)
+    def _vectors(self, encode: Encoded) -> Vectors:
+        queries = dict(zip(self._queries, encode(self._queries), strict=True))
+        return Vectors(queries, encode(self._texts), self._ids)
 
-    def _encode_queries(self, weights: Mapping[str, Tensor] | None) -> dict[str, np.ndarray]:
-        return dict(zip(self._queries, self._backbone.encode(self._queries, weights), strict=True))
-
-    def _tick(self) -> Callable[[int], None]:
-        return lambda tokens: self._progress.advance(tokens * self._upper)
-
-    def _validation_set(self, documents: np.ndarray, queries: Mapping[str, np.ndarray]) -> ValidationSet:
-        qrels = grades(self._parts.validation, self._place)
-        return ValidationSet(qrels, self._corpus, Vectors(queries, documents, self._ids))
+    def _encoded(self, weights: Mapping[str, Tensor]) -> Encoded:
+        return Encoded(self._backbone, weights, lambda tokens: self._progress.advance(tokens * self._upper))
 
     def _train(self, documents: np.ndarray, validation: ValidationSet, checkpoints: Path | None) -> Trained:
         recipe = self._recipe
-        upper, encode = self._upper, self._scoring()
-        validate = (lambda weights: validation.score(encode, weights)) if len(validation) else None
+        validate = (lambda weights: validation.score(self._encoded(weights))) if len(validation) else None
 
         def on_step(step: Step) -> None:
             validated = {} if step.eval_score is None else {"eval_score": round(step.eval_score, 4)}
             self._progress.advance(
-                3 * step.tokens * upper,
+                3 * step.tokens * self._upper,
                 f"training, step {step.step} of {step.steps}",
                 loss=round(step.loss, 4),
                 step=step.step,
@@ -298,46 +285,51 @@ class _Run:
             else objective_for(tasks_for(recipe.loss, self._parts.train, recipe.seed))
         )
         assert self._memory is not None
-        trainer = FastTrainer(self._backbone, objective, recipe, micro_tokens=self._memory.part_tokens)
+        trainer = FastTrainer(
+            self._backbone,
+            objective,
+            recipe,
+            micro_tokens=self._memory.part_tokens,
+            base=self._by_base,
+        )
         return trainer.run(validate=validate, on_step=on_step, checkpoints=checkpoints)
 
     def _mined(self, documents: np.ndarray) -> list[Any]:
         examples = ranking_examples(self._parts.train, self._corpus, self._dataset.excluded_negatives)
         return mine_negatives(
             examples,
-            self._backbone.encode([example.query for example in examples]),
-            self._backbone.encode([example.positive for example in examples]),
+            self._by_base([example.query for example in examples]),
+            self._by_base([example.positive for example in examples]),
             documents,
             self._texts,
             per_example=self._recipe.mined_negatives,
             margin=self._recipe.margin,
         )
 
-    def _scoring(self) -> Callable[[Sequence[str], Mapping[str, Tensor] | None], np.ndarray]:
-        tick = self._tick()
-        return lambda texts, weights: self._backbone.encode(texts, weights, tick)
-
-    def _choose(self, trained: Trained, validation: ValidationSet) -> Choice:
+    def _choose(self, trained: Trained, validation: ValidationSet) -> tuple[Choice, dict[float, Encoded]]:
+        """The interpolation to keep, and all that were candidates."""
         self._progress.start("choosing the interpolation")
-        base, encode = self._backbone.base_weights, self._scoring()
+        candidates = {
+            alpha: self._encoded(interpolate(self._backbone.base_weights, trained.weights, alpha))
+            for alpha in self._recipe.alphas
+            if alpha > 0
+        }
         known = {0.0: validation.base, **({1.0: trained.scores} if len(trained.scores) else {})}
         scores = {
-            alpha: known[alpha]
-            if alpha in known
-            else validation.score(encode, interpolate(base, trained.weights, alpha))
+            alpha: known[alpha] if alpha in known else validation.score(candidates[alpha])
             for alpha in self._recipe.alphas
         }
-        return choose_alpha(scores)
+        return choose_alpha(scores), candidates
 
     def _evaluate(
-        self, base: Vectors, tuned: Vectors, weights: Mapping[str, Tensor]
+        self, before: Vectors, after: Vectors, tuned: Encoded
     ) -> tuple[dict[str, Any], dict[str, float | None]]:
         self._progress.start("evaluating")
         qrels = grades(self._parts.test, self._place)
-        base, tuned = (
-            Vectors({query: v.queries[query] for query in qrels}, v.documents, v.ids) for v in (base, tuned)
+        base_run, tuned_run = (
+            Vectors({query: v.queries[query] for query in qrels}, v.documents, v.ids).rank()
+            for v in (before, after)
         )
-        base_run, tuned_run = base.rank(), tuned.rank()
         rated = {
             self._place[pair.document]
             for pair in self._parts.train
@@ -349,8 +341,8 @@ class _Run:
         groups = {pair.query: group_of(pair) for pair in self._parts.test}
         found["differences"] = compare(base_run, tuned_run, qrels).group_differences(groups)
         pairs = {
-            "base": pair_metrics(self._backbone.encode, self._parts.test),
-            "tuned": pair_metrics(lambda texts: self._backbone.encode(texts, weights), self._parts.test),
+            "base": pair_metrics(self._by_base, self._parts.test),
+            "tuned": pair_metrics(tuned, self._parts.test),
         }
         found["pairs"] = pairs
         metrics: dict[str, float | None] = {"test_queries": float(found["queries"])}
@@ -363,15 +355,15 @@ class _Run:
     def _judge(
         self,
         differences: np.ndarray,
-        base: np.ndarray,
-        tuned: np.ndarray,
-        weights: Mapping[str, Tensor],
+        before: np.ndarray,
+        after: np.ndarray,
+        tuned: Encoded,
         alpha: float,
     ) -> GateVerdict:
         forgetting = Forgetting(
-            probe_correlation(self._backbone.encode),
-            probe_correlation(lambda texts: self._backbone.encode(texts, weights)),
-            neighbour_agreement(base, tuned, self._config.random_seed),
+            probe_correlation(self._by_base),
+            probe_correlation(tuned),
+            neighbour_agreement(before, after, self._config.random_seed),
         )
         judged = len({pair.query for pair in self._parts.test})
         hint = (
