@@ -51,10 +51,11 @@ from ragtune_mcp.core.finetune.similarity import correlations
 if TYPE_CHECKING:
     from torch import Tensor
 
-RESULTS = ROOT / ".demo" / "finetune_quality.jsonl"
+RESULTS = ROOT / "scripts" / "bench" / "results" / "finetune_quality.jsonl"
 # Those of the interpolations, of which one is kept and scored again.
 KEPT_WEIGHTS = 5
-ADAPTER, CEILING = "linear adapter", "auto, all judgements"
+ADAPTER, QUERY_ADAPTER = "linear adapter", "linear adapter, queries only"
+CEILING = "auto, all judgements"
 RECIPES: dict[str, dict[str, Any]] = {
     "auto": {},
     # The specification's defaults, taken literally.
@@ -63,6 +64,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "TripletLoss": {"loss_function": "TripletLoss", "warmup_steps": 10},
     "MultipleNegativesRankingLoss": {"loss_function": "MultipleNegativesRankingLoss", "warmup_steps": 10},
     ADAPTER: {},
+    QUERY_ADAPTER: {},
     CEILING: {},
 }
 
@@ -136,8 +138,8 @@ def run(setting: Setting, recipe: str, seed: int, arguments: argparse.Namespace)
         )
     dataset = to_dataset(f"{collection.name}-{seed}", ratings)
     found: dict[str, Any] = {}
-    if recipe == ADAPTER:
-        after = adapted(before, dataset, collection, seed)
+    if recipe in (ADAPTER, QUERY_ADAPTER):
+        after = adapted(before, dataset, collection, seed, documents_too=recipe == ADAPTER)
     else:
         config = FineTuningConfig(random_seed=seed, **RECIPES[recipe])
         backbone = _backbone(setting.collection, config.loss_function == "auto")
@@ -241,7 +243,9 @@ def vectors(
     return Vectors(dict(zip(collection.test, queries, strict=True)), documents, list(collection.corpus))
 
 
-def adapted(before: Vectors, dataset: Dataset, collection: Collection, seed: int) -> Vectors:
+def adapted(
+    before: Vectors, dataset: Dataset, collection: Collection, seed: int, *, documents_too: bool
+) -> Vectors:
     """One matrix over the base model's vectors, trained on the positives with in-batch negatives."""
     import torch
 
@@ -256,7 +260,10 @@ def adapted(before: Vectors, dataset: Dataset, collection: Collection, seed: int
     optimizer = torch.optim.AdamW([matrix], lr=1e-3, weight_decay=0.0)
     for _ in range(20):
         for batch in torch.randperm(len(pairs)).split(32):
-            left, right = (torch.nn.functional.normalize(x[batch] @ matrix) for x in (anchors, positives))
+            left = torch.nn.functional.normalize(anchors[batch] @ matrix)
+            right = positives[batch]
+            if documents_too:
+                right = torch.nn.functional.normalize(right @ matrix)
             same = torch.from_numpy(documents[batch][:, None] == documents[batch][None, :])
             other = same & ~torch.eye(len(batch), dtype=torch.bool)
             scores = (20 * left @ right.T).masked_fill(other, -torch.inf)
@@ -270,7 +277,8 @@ def adapted(before: Vectors, dataset: Dataset, collection: Collection, seed: int
         return (rows @ weights) / np.linalg.norm(rows @ weights, axis=1, keepdims=True)
 
     queries = moved(np.stack(list(before.queries.values())))
-    return Vectors(dict(zip(before.queries, queries, strict=True)), moved(before.documents), list(before.ids))
+    seen = moved(before.documents) if documents_too else before.documents
+    return Vectors(dict(zip(before.queries, queries, strict=True)), seen, list(before.ids))
 
 
 @functools.cache
