@@ -79,12 +79,13 @@ class Ours:
         self.searcher = Searcher(self.index, self.documents, self.pool)
 
     def update(self, version: str) -> dict[str, Any]:
-        from ragtune_mcp.core.retrieval.reindex import apply_plan, plan_index
+        from ragtune_mcp.core.retrieval.reindex import plan_index, storing, update_collections
 
         self.pool.get(version, wait_s=120)
         started, cpu = time.perf_counter(), time.process_time() + self.store()["cpu"]
-        plan = plan_index(self.workspace, self.documents, paths=["corpus.jsonl"])
-        (report,) = apply_plan(plan, self.documents, self.index, self.pool, [version])
+        with storing(self.workspace):
+            self.documents.apply(plan_index(self.workspace, self.documents, paths=["corpus.jsonl"]))
+        (report,) = update_collections(self.documents, self.index, self.pool, [version])
         return {
             "seconds": time.perf_counter() - started,
             "cpu": time.process_time() + self.store()["cpu"] - cpu,

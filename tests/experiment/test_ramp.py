@@ -57,6 +57,15 @@ def test_harm_during_the_ramp_asks_for_the_roll_back_once(won):
     assert [row[0] for row in log][-3:] == ["deploy_test_model", "ramp", "roll_back"]
 
 
+def test_a_ramp_ends_only_as_the_caller_is_ready_for(won):
+    won.ramp.begin(won.trials.latest().test_id)
+    assert won.ramp.due() is None
+    won.rate_by_arm(150, 5, 2, prefix="ramp")
+    assert won.ramp.check(RampOutcome.COMPLETE) is None
+    assert won.ramp.due().outcome is RampOutcome.ROLL_BACK
+    assert won.ramp.check(RampOutcome.ROLL_BACK).outcome is RampOutcome.ROLL_BACK
+
+
 def test_a_version_that_breaks_during_the_ramp_is_rolled_back(won):
     won.ramp.begin(won.trials.latest().test_id)
     won.broken.add(TUNED)

@@ -39,10 +39,15 @@ def cosine(version: str, query: str, text: str) -> float:
 
 
 def write(root: Path, doc_id: str, body: str) -> str:
-    """Write a file of one section and return the text it is indexed with."""
+    """Write a file of one section and return the text it is indexed with.
+
+    In one step: another process may be reading the folder.
+    """
     path = root / doc_id
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f"{body}\n", encoding="utf-8")
+    draft = path.with_suffix(".tmp")
+    draft.write_text(f"{body}\n", encoding="utf-8")
+    draft.replace(path)
     return text_of(doc_id, body)
 
 

@@ -11,13 +11,13 @@ import random
 import sys
 from pathlib import Path
 
-from tests.retrieval.support import HashBag, Pool, document
+from tests.retrieval.support import HashBag, Pool, apply_plan, document
 
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.errors import NotReady
 from ragtune_mcp.core.retrieval.documents import DocumentStore, Scan
 from ragtune_mcp.core.retrieval.index import VectorIndex
-from ragtune_mcp.core.retrieval.reindex import apply_plan, build_collection
+from ragtune_mcp.core.retrieval.reindex import build_collection
 from ragtune_mcp.core.retrieval.search import Searcher
 from ragtune_mcp.core.settings import Settings
 from ragtune_mcp.core.workspace import Workspace

@@ -21,7 +21,8 @@ from ragtune_mcp.core.retrieval.store import ChromaStore
 pytestmark = pytest.mark.real
 
 ROOT = Path(__file__).parents[2]
-SHARES = {"server-one": 0.4, "server-two": 0.4, "command": 0.2}
+# Who does what share of the operations in which folder: two write and index the same one.
+ACTORS = {"server-one": ("servers", 0.4), "server-two": ("servers", 0.4), "command": ("command", 0.2)}
 
 
 @pytest.fixture
@@ -44,11 +45,11 @@ def test_every_answer_is_of_one_model_and_shows_every_document(app, operations):
     root = app.workspace.root
     command = [sys.executable, "-m", "tests.faults.verbs_actor", str(root)]
     running = [
-        subprocess.Popen([*command, name, str(int(share * operations))], cwd=ROOT)
-        for name, share in SHARES.items()
+        subprocess.Popen([*command, name, folder, str(int(share * operations))], cwd=ROOT)
+        for name, (folder, share) in ACTORS.items()
     ]
     assert [process.wait(1800) for process in running] == [0, 0, 0]
-    outcomes = [json.loads((root / f"{name}.outcome.json").read_text()) for name in SHARES]
+    outcomes = [json.loads((root / f"{name}.outcome.json").read_text()) for name in ACTORS]
     counts = sum((Counter(outcome["counts"]) for outcome in outcomes), Counter())
     jobs = Counter(job.status for job in app.jobs.list(10_000))
     sys.stdout.write(f"{dict(counts)}, jobs {dict(jobs)}\n")

@@ -1,8 +1,8 @@
 """Run as a program: search, index, promote and roll back at random through the verbs, and check every answer.
 
-Arguments: workspace, name of this process, operations. A process named `command` works through the command
-line, which opens the workspace anew each time; the others keep it open, as servers do. Each owns the files
-of a folder of its name.
+Arguments: workspace, name of this process, its folder, operations. A process named `command` works through
+the command line, which opens the workspace anew each time; the others keep it open, as servers do. Each owns
+the files that begin with its name, and indexes all of its folder, which others may share.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ class History:
 class Actor:
     """One process among several on a workspace."""
 
-    def __init__(self, root: Path, name: str) -> None:
-        self.root, self.name = root, name
+    def __init__(self, root: Path, name: str, folder: str) -> None:
+        self.root, self.name, self.folder = root, name, folder
+        self.prefix = f"{folder}/{name}-"
         self.draw = random.Random(name)
         self.core = RagTune.open(root)
         self.through = Commands(root) if name == "command" else Server(root)
@@ -120,7 +121,7 @@ class Actor:
             planted = [cosine(served, query, text) for text in (hit["text"], *self.ever.texts(hit["id"]))]
             assert min(abs(hit["score"] - score) for score in planted) < 2e-4, (served, query, hit, planted)
             self.counts["hits being replaced"] += abs(hit["score"] - planted[0]) >= 2e-4
-        shown = {h["id"]: h["text"] for h in found["results"] if h["id"].startswith(f"{self.name}/")}
+        shown = {h["id"]: h["text"] for h in found["results"] if h["id"].startswith(self.prefix)}
         assert shown == self.mine, f"{served} shows {shown}, but the files are {self.mine}"
         self.counts["searched"] += 1
 
@@ -129,13 +130,13 @@ class Actor:
             (self.root / doc_id).unlink()
             del self.mine[doc_id]
         changed = self.draw.sample(sorted(self.mine), len(self.mine) // 4)
-        new = [f"{self.name}/{self.made + i}.md" for i in range(self.draw.randint(1, 4))]
+        new = [f"{self.prefix}{self.made + i}.md" for i in range(self.draw.randint(1, 4))]
         self.made += len(new)
         for doc_id in (*changed, *new):
             body = some_words(self.draw)
             self.ever.add(doc_id, text_of(doc_id, body))
             self.mine[doc_id] = write(self.root, doc_id, body)
-        job_id = self.through.index(self.name)
+        job_id = self.through.index(self.folder)
         if job_id:
             self.wait(job_id)
         self.counts["indexed by a job" if job_id or self.name == "command" else "indexed at once"] += 1
@@ -180,8 +181,8 @@ class Actor:
 
 
 def main() -> None:
-    root, name, operations = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    actor = Actor(root, name)
+    root, name, folder, operations = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+    actor = Actor(root, name, folder)
     actor.run(operations)
     outcome = {"mine": actor.mine, "counts": actor.counts}
     (root / f"{name}.outcome.json").write_text(json.dumps(outcome))

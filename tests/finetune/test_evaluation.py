@@ -43,10 +43,10 @@ def test_gains_on_rated_and_unseen_documents_are_apart():
 
 
 def test_the_biggest_gain_and_the_worst_regression_come_with_their_rankings():
-    found = report(BASE, TUNED, QRELS, {"seen"}, {"q3": "third question", "q2": "second question"})
-    assert found["gains"][0]["query"] == "third question"
+    found = report(BASE, TUNED, QRELS, {"seen"}, {})
+    assert found["gains"][0]["query"] == "q3"
     assert found["gains"][0]["tuned_ranking"] == ["seen", "x", "y"]
-    assert [entry["query"] for entry in found["regressions"]] == ["second question"]
+    assert [entry["query"] for entry in found["regressions"]] == ["q2"]
 
 
 def test_a_report_without_judged_queries_holds_no_nan():
@@ -60,6 +60,14 @@ def test_near_duplicate_queries_count_once():
     qrels = {name: {"d1": 1.0} for name in ("a", "a?", "a!", "b")}
     base = {name: ["d0", "d1"] for name in qrels}
     tuned = {**{name: ["d1"] for name in ("a", "a?")}, "a!": ["d0", "d1"], "b": ["d0", "d1"]}
-    found = compare(base, tuned, qrels).group_differences({"a": "g", "a?": "g", "a!": "g"})
+    groups = {"a": "g", "a?": "g", "a!": "g"}
+    found = compare(base, tuned, qrels, groups)
     gained = 1 - 1 / np.log2(3)
-    assert found == pytest.approx([2 / 3 * gained, 0])
+    assert found.group_differences() == pytest.approx([2 / 3 * gained, 0])
+    alone, together = compare(base, tuned, qrels).gain(), found.gain()
+    assert together.mean == alone.mean == pytest.approx(gained / 2)
+    assert together.n == alone.n == 4
+    # A group drawn twice or not at all: its mean or the other one's, nothing better.
+    assert together.high == pytest.approx(2 / 3 * gained)
+    assert alone.high == pytest.approx(gained)
+    assert report(base, tuned, qrels, set(), groups)["unseen"] == together.to_dict()

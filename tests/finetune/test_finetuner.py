@@ -5,7 +5,13 @@ import pytest
 from tests.finetune.tiny import make_corpus, make_dataset
 
 from ragtune_mcp.core.dataset.export import export_pairs
-from ragtune_mcp.core.errors import FeatureDisabled, InvalidInput, NotEnoughData, PathOutsideWorkspace
+from ragtune_mcp.core.errors import (
+    FeatureDisabled,
+    InvalidInput,
+    LeakySplit,
+    NotEnoughData,
+    PathOutsideWorkspace,
+)
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.finetuner import ModelFineTuner
 from ragtune_mcp.core.finetune.parts import split_parts
@@ -130,3 +136,29 @@ def test_the_callers_validation_examples_are_never_trained_on(workspace, monkeyp
         finetuner.fine_tune_model(train, validation)
     assert seen["train"] == tuple(train)
     assert seen["validation"] == tuple(validation)
+
+
+def test_what_a_data_set_holds_back_is_not_mined_and_a_leak_is_refused(workspace, monkeypatch):
+    seen = {}
+
+    def stop(dataset, *rest, **named):
+        seen.update(dataset.manifest)
+        raise NotEnoughData("seen enough")
+
+    monkeypatch.setattr("ragtune_mcp.core.finetune.finetuner.fine_tune", stop)
+    path = workspace / "own.csv"
+    held_back = {"excluded_negatives": {"g": ["an undecided document"]}}
+    export_pairs(PAIRS, path, "csv", dataset_id="own", details=held_back)
+    finetuner = make(workspace)
+    train, validation = finetuner.load_training_data("own.csv")
+    with pytest.raises(NotEnoughData, match="seen enough"):
+        finetuner.fine_tune_model(train, validation)
+    assert seen["excluded_negatives"] == held_back["excluded_negatives"]
+
+    (workspace / "leak.csv").write_text(
+        "query,document,label,query_group,split\n"
+        "how do I reset the cache of the server,a b c,1,g1,train\n"
+        "how do I reset the cache of the server?,a b c,1,g2,test\n"
+    )
+    with pytest.raises(LeakySplit):
+        finetuner.load_training_data("leak.csv")

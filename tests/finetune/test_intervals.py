@@ -47,3 +47,15 @@ def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
         found = paired_interval(rng.normal(0.1, 0.3, 50), seed)
         covered.append(found.low <= 0.1 <= found.high)
     assert 0.90 < np.mean(covered) < 0.98
+
+
+def test_near_duplicates_widen_the_interval_as_one_observation_each():
+    values = np.random.default_rng(1).normal(0.1, 0.3, 40)
+    names = [f"g{number}" for number in range(40)]
+    once, thrice = (
+        paired_interval(values),
+        paired_interval(np.repeat(values, 3), groups=[*np.repeat(names, 3)]),
+    )
+    assert (thrice.mean, thrice.n) == (pytest.approx(once.mean), 120)
+    assert thrice.high - thrice.low == pytest.approx(once.high - once.low, rel=0.1)
+    assert paired_interval([0.1, 0.3], groups=["g", "g"]).low is None

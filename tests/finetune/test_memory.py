@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from ragtune_mcp.core.errors import JobFailed
+from ragtune_mcp.core.errors import NotEnoughMemory
 from ragtune_mcp.core.finetune.memory import ModelSize, activation_bytes, plan_memory
 
 MINILM = ModelSize(3, 384, 1536, 12, weight_bytes=90 << 20, trained_bytes=21 << 20)
@@ -35,7 +35,7 @@ def test_less_memory_means_smaller_parts_then_fewer_kept_outputs():
 
 
 def test_a_run_that_cannot_fit_is_refused_with_both_numbers():
-    with pytest.raises(JobFailed, match=r"0\.5 GiB are free"):
+    with pytest.raises(NotEnoughMemory, match=r"0\.5 GiB are free"):
         plan(0.5)
 
 

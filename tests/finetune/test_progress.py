@@ -29,6 +29,17 @@ def test_work_beyond_the_plan_never_passes_one():
     assert max(seen) == 1.0
 
 
+def test_a_share_reached_counts_what_an_attempt_before_has_done():
+    seen = []
+    progress = Progress(lambda share, message, fields: seen.append((share, message)), lambda: None)
+    progress.plan({"first": 30, "second": 10})
+    progress.start("first")
+    progress.reach(0.8, "step 8 of 10", loss=0.5)
+    assert seen[-1] == (pytest.approx(0.6), "step 8 of 10")
+    progress.reach(0.9, "step 9 of 10", loss=0.5)
+    assert seen[-1] == (pytest.approx(0.675), "step 9 of 10")
+
+
 def test_every_advance_asks_whether_the_job_was_cancelled():
     def cancelled():
         raise JobCancelled("stop")

@@ -8,7 +8,10 @@ from ragtune_mcp.core.finetune.recipe import choose_recipe
 def test_few_ratings_are_read_more_often_within_bounds(positives, epochs):
     recipe = choose_recipe(FineTuningConfig(), positives, 6)
     assert recipe.epochs == epochs
-    assert any("epochs" in reason for reason in recipe.reasons) == (epochs > 2)
+    [reason] = [reason for reason in recipe.reasons if "epochs" in reason]
+    assert reason.startswith(f"{epochs} epochs")
+    assert ("would be only" in reason) == (epochs > 2)
+    assert "Learning rate 0.0001." in recipe.reasons
 
 
 def test_epochs_asked_for_are_kept():

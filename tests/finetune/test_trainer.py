@@ -30,6 +30,7 @@ def train(
     seed=42,
     frozen=2,
     negatives=0,
+    cancel="",
     **options,
 ):
     config = FineTuningConfig(batch_size=8, learning_rate=1e-3, random_seed=seed, **options)
@@ -49,7 +50,16 @@ def train(
         if step.step == stop_at:
             raise Stopped
 
-    trainer = FastTrainer(backbone, objective, recipe, micro_tokens=micro_tokens)
+    def read(texts, weights):
+        if cancel == "fixing" and weights is not None:
+            raise JobCancelled("stop")
+        return backbone.encode(texts, weights)
+
+    def on_part():
+        if cancel == "parts" and len(steps) == 5:
+            raise JobCancelled("stop")
+
+    trainer = FastTrainer(backbone, objective, recipe, micro_tokens=micro_tokens, read=read, on_part=on_part)
     return trainer.run(validate=validate, on_step=on_step, checkpoints=checkpoints), steps
 
 
@@ -85,6 +95,19 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_model,
     assert [entry.train_loss for entry in resumed.history] == pytest.approx(
         [entry.train_loss for entry in whole.history]
     )
+
+
+@pytest.mark.parametrize(("cancel", "step"), [("fixing", 4), ("parts", 5)])
+def test_a_run_cancelled_within_a_step_goes_on_from_the_one_before(tiny_model, tmp_path, cancel, step):
+    options = {"num_epochs": 3, "negatives": 3, "micro_tokens": 60}
+    whole, _ = train(tiny_model, **options)
+    with pytest.raises(JobCancelled):
+        train(tiny_model, checkpoints=tmp_path, cancel=cancel, **options)
+    [kept] = tmp_path.iterdir()
+    assert kept.stem == f"step-{step:08}"
+    resumed, steps = train(tiny_model, checkpoints=tmp_path, **options)
+    assert steps[0].step == step + 1
+    assert_equal_weights(whole.weights, resumed.weights)
 
 
 def test_best_weights_and_patience_survive_a_resume(tiny_model, tmp_path):

@@ -106,6 +106,24 @@ def test_a_changed_file_is_refused(tmp_path, name):
         OnnxEncoder(folder)
 
 
+@pytest.mark.parametrize("name", ["encoder.json", "model.onnx", "tokenizer.json"])
+def test_a_missing_file_is_refused(tmp_path, name):
+    folder = tmp_path / "d"
+    make_encoder(folder, "d")
+    (folder / name).unlink()
+    with pytest.raises(DigestMismatch, match=name) as caught:
+        OnnxEncoder(folder)
+    assert "index_documents" in caught.value.hint
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"digest": "d"}', '"text"', "\x00"])
+def test_a_description_that_is_none_is_refused(tmp_path, content):
+    paths = make_encoder(tmp_path / "d", "d")
+    paths.config.write_text(content)
+    with pytest.raises(DigestMismatch, match="damaged or incomplete"):
+        OnnxEncoder(tmp_path / "d")
+
+
 def test_an_encoder_that_does_not_record_its_files_is_refused(tmp_path):
     paths = make_encoder(tmp_path / "d", "d")
     config = json.loads(paths.config.read_text())

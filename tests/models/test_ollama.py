@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
 import sys
 import threading
 import urllib.request
@@ -117,6 +118,18 @@ def test_the_folder_holds_the_model_its_modelfile_instructions_and_report(tiny, 
     assert report["checks"]["read_back"]["texts"] == len(PROBE_TEXTS) + 1
     assert report["checks"]["ollama"]["status"] == "skipped"
     assert NOWHERE in report["checks"]["ollama"]["reason"]
+
+
+def test_the_commands_name_the_ollama_that_was_asked(tiny, tmp_path):
+    elsewhere = export_ollama(tiny, "tiny:v1", tmp_path / "a", host="192.0.2.1:8080")
+    url, commands = "http://192.0.2.1:8080", elsewhere["commands"]
+    assert commands["create"].endswith(f"&& OLLAMA_HOST={url} ollama create tiny:v1 -f Modelfile")
+    assert commands["promote"] == f"OLLAMA_HOST={url} ollama cp tiny:v1 tiny:active"
+    assert commands["remove"] == f"OLLAMA_HOST={url} ollama rm tiny:v1"
+    assert f"{url}/api/embed" in commands["embed"]
+    instructions = Path(elsewhere["instructions_path"]).read_text(encoding="utf-8")
+    assert "127.0.0.1" not in instructions
+    assert commands["create_over_http"] in instructions
 
 
 def test_exporting_again_replaces_the_earlier_export(tiny, tmp_path):
@@ -575,6 +588,23 @@ def test_an_ollama_that_gives_something_else_fails_the_export(tiny, tmp_path, ol
         export_ollama(tiny, "tiny", tmp_path / "out", host=ollama.url)
     assert ollama.models == {}
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_commands_over_http_create_the_model_and_embed(tiny, tmp_path, ollama):
+    commands = export_ollama(tiny, "tiny:v1", tmp_path / "an out", host=ollama.url)["commands"]
+    digest = ollama.blobs.copy().pop()
+    ollama.blobs.clear()
+    for uploads in (2, 2):  # the second time the blob is there
+        done = subprocess.run(commands["create_over_http"], shell=True, capture_output=True, check=True)
+        assert done.stdout.endswith(b'{"status": "success"}')
+        assert ollama.uploads == uploads
+    assert ollama.models["tiny:v1"]["files"] == {"model.gguf": digest}
+    assert ollama.models["tiny:v1"]["parameters"] == {"num_ctx": WINDOW}
+    done = subprocess.run(commands["embed"], shell=True, capture_output=True, check=True)
+    assert len(json.loads(done.stdout)["embeddings"]) == 1
+    ollama.fault = "create"
+    assert subprocess.run(commands["create_over_http"], shell=True, capture_output=True).returncode
 
 
 def test_a_file_that_ollama_refuses_fails_the_export(tiny, tmp_path, ollama):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -133,6 +134,22 @@ def test_the_encoder_used_longest_ago_is_let_go(pool, served, loads):
     assert [pool.is_ready(version) for version in models] == [True, False, True, True]
 
 
+def test_only_a_complete_export_of_the_version_counts_as_exported(pool, tuned, served, workspace):
+    tuned("bare"), served("another", digest="f" * 64)
+    assert not pool.is_exported("bare")
+    assert not pool.is_exported("another")
+    paths = workspace.encoder(served("v1").digest)
+    assert pool.is_exported("v1")
+    for path in (paths.config, paths.model, paths.tokenizer):
+        good = path.read_bytes()
+        path.unlink()
+        assert not pool.is_exported("v1")
+        path.write_bytes(b"")
+        assert not pool.is_exported("v1")
+        path.write_bytes(good)
+        assert pool.is_exported("v1")
+
+
 # Queries
 
 
@@ -193,4 +210,31 @@ def test_an_encoder_that_gives_another_vector_fails(pool, served, workspace):
     config["probes"][0]["vector"][0] += 0.1
     path.write_text(json.dumps(config))
     with pytest.raises(ExportMismatch, match="how do i roll back"):
+        pool.check("v1")
+
+
+def test_a_check_looks_at_the_files_and_not_at_the_copy_in_memory(pool, served, workspace):
+    path = workspace.encoder(served("v1").digest).model
+    pool.get("v1", wait_s=WAIT_S)
+    assert pool.is_exported("v1")
+    stat, good = path.stat(), path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(DigestMismatch, match=r"model\.onnx"):
+        pool.check("v1")
+    assert not pool.is_exported("v1")
+    assert pool.is_ready("v1")  # searches in this process go on
+    path.write_bytes(good)
+    pool.check("v1")
+
+
+def test_a_checked_encoder_is_the_one_that_serves(pool, served):
+    served("v1")
+    pool.check("v1")
+    assert pool.is_ready("v1")
+
+
+def test_a_version_that_was_not_exported_does_not_pass(pool, tuned):
+    tuned("v1")
+    with pytest.raises(NotReady, match="has not been exported yet"):
         pool.check("v1")

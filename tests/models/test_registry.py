@@ -404,3 +404,18 @@ def test_audit_entries_keep_their_details_and_the_last_come_last(registry):
         registry.audit.add("export", "v1", actor="cli", reason="asked", details={"n": n})
     assert [dict(entry.details) for entry in registry.audit.entries(limit=2)] == [{"n": 1}, {"n": 2}]
     assert registry.audit.entries(subject="other") == ()
+
+
+def test_a_base_that_wants_a_prompt_before_queries_is_refused(registry, tmp_path):
+    prompt = "Represent this sentence for searching relevant passages: "
+    for prompts in ({"query": prompt, "document": ""}, {"passage": prompt}):
+        config = json.dumps({"prompts": prompts, "default_prompt_name": None})
+        folder = make_model(tmp_path / "arctic", **{"config_sentence_transformers.json": config})
+        with pytest.raises(InvalidInput, match="Represent this sentence") as caught:
+            registry.register_base("arctic", folder)
+        assert caught.value.code == "unsupported_model"
+        assert "prompts" in caught.value.hint
+        assert not registry.has("arctic")
+    config = json.dumps({"prompts": {"query": "", "document": ""}, "default_prompt_name": None})
+    make_model(folder, **{"config_sentence_transformers.json": config})
+    assert registry.register_base("arctic", folder).version == "arctic"

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.retrieval.support import HashBag, Pool
+from tests.retrieval.support import HashBag, Pool, apply_plan
 
 from ragtune_mcp.core.database import Database
 from ragtune_mcp.core.retrieval.catalog import Catalog
 from ragtune_mcp.core.retrieval.chroma import ChromaVectors
 from ragtune_mcp.core.retrieval.documents import DocumentStore
 from ragtune_mcp.core.retrieval.index import VectorIndex
-from ragtune_mcp.core.retrieval.reindex import apply_plan, plan_index
+from ragtune_mcp.core.retrieval.reindex import plan_index
 from ragtune_mcp.core.retrieval.search import Searcher
 from ragtune_mcp.core.retrieval.store import ChromaStore, connect, stop_store
 from ragtune_mcp.core.settings import Settings

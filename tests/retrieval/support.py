@@ -9,6 +9,7 @@ import numpy as np
 
 from ragtune_mcp.core.retrieval.catalog import VectorId
 from ragtune_mcp.core.retrieval.documents import Document
+from ragtune_mcp.core.retrieval.reindex import update_collections
 from ragtune_mcp.core.workspace import sha256_text
 
 
@@ -51,6 +52,12 @@ class Pool:
 def vector_ids(texts):
     """What Chroma calls the vectors of these documents: {id: text} -> ids."""
     return {str(VectorId(i, sha256_text(text))) for i, text in texts.items()}
+
+
+def apply_plan(plan, documents, index, pool, versions, **options):
+    """Store a plan's documents and index them for the versions."""
+    documents.apply(plan)
+    return update_collections(documents, index, pool, versions, **options)
 
 
 def document(doc_id: str, text: str, *, source: str = "files", origin: str = "") -> Document:

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -191,6 +192,55 @@ def test_what_is_not_used_is_counted_by_reason(workspace, write):
         "not_a_corpus": 1,
         "not_convertible" if find_spec("markitdown") else "converter_missing": 1,
     }
+
+
+KEY = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.py", f'KEY = """-----BEGIN RSA PRIVATE KEY-----\n{KEY}\n"""\n'),
+        ("a.js", f'const key = "-----BEGIN PRIVATE KEY-----\\n{KEY}\\n";\n'),
+        ("a.js", f"const key = '-----BEGIN PRIVATE KEY-----\\n' +\n  '{KEY}\\n';\n"),
+        ("a.jsonl", f'{{"_id": "a", "text": "-----BEGIN EC PRIVATE KEY-----\\r\\n{KEY}"}}\n'),
+        ("a.md", f"# A\n\n    -----BEGIN RSA PRIVATE KEY-----\n    {KEY}\n"),
+        (
+            "a.md",
+            f"# A\n\n> -----BEGIN PGP PRIVATE KEY BLOCK-----\n> Version: GnuPG v2 (Linux)\n>\n> {KEY}\n",
+        ),
+    ],
+)
+def test_a_private_key_is_found_wherever_it_stands_in_its_line(workspace, write, name, text):
+    write({name: text})
+    scan = scan_files(workspace, [], frozenset())
+    assert (scan.documents, scan.skipped) == ((), {"secret": 1})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A key begins with `-----BEGIN RSA PRIVATE KEY-----`, characteristically.",
+        "    -----BEGIN PRIVATE KEY-----\n    (base64)\n    -----END PRIVATE KEY-----",
+        'begin = "-----BEGIN PRIVATE KEY-----"\nendOfThePrivateKey = "-----END PRIVATE KEY-----"',
+        f"`-----BEGIN PUBLIC KEY-----`\n\n    {KEY}",
+    ],
+)
+def test_a_page_that_only_speaks_of_private_keys_is_read(workspace, write, text):
+    write({"a.md": f"# A\n\nText.\n\n{text}\n"})
+    assert scan_files(workspace, [], frozenset()).skipped == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text there")
+def test_a_file_whose_name_is_not_utf8_is_counted_and_the_others_are_read(workspace, write, documents):
+    write(
+        {"ok.md": "# A\n\nx", os.fsdecode(b"caf\xe9.md"): "# B\n\ny", os.fsdecode(b"d\xe9/c.md"): "# C\n\nz"}
+    )
+    os.symlink(workspace.root / os.fsdecode(b"caf\xe9.md"), workspace.root / "link.md")
+    scan = scan_files(workspace, [], frozenset())
+    documents.apply(documents.plan(scan))
+    assert documents.origins("files") == {"ok.md"}
+    assert scan.skipped == {"not_utf8": 3}
 
 
 def test_a_link_that_leaves_the_workspace_is_skipped(workspace, write, tmp_path_factory):

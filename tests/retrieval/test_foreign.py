@@ -1,8 +1,11 @@
 import hashlib
 
+import httpx
 import pytest
+from chromadb.errors import InternalError
 
 from ragtune_mcp.core.errors import ChromaUnavailable, InvalidInput, PathOutsideWorkspace, UnknownId
+from ragtune_mcp.core.retrieval import foreign
 from ragtune_mcp.core.retrieval.foreign import scan_chroma
 
 
@@ -85,6 +88,23 @@ def test_a_server_is_read_by_url(workspace, chroma_url):
         assert len(scan_chroma(workspace, "notes").documents) == 3
     finally:
         client.delete_collection("notes")
+
+
+@pytest.mark.parametrize("fault", [httpx.ReadError("gone"), InternalError("disk full")])
+def test_a_server_that_stops_answering_between_two_pages_is_named(workspace, monkeypatch, fault):
+    class Dying:
+        def get_collection(self, *_, **__):
+            return self
+
+        def get(self, *, offset, **_):
+            if offset:
+                raise fault
+            return {"ids": ["a"], "documents": ["text"], "metadatas": [None]}
+
+    monkeypatch.setattr(foreign, "connect", lambda *_: Dying())
+    workspace.settings.ragtune_source_chroma = "http://theirs:8000"
+    with pytest.raises(ChromaUnavailable, match="http://theirs:8000 stopped answering"):
+        scan_chroma(workspace, "notes")
 
 
 @pytest.mark.parametrize(

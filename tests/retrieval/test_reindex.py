@@ -1,12 +1,12 @@
 import pytest
-from tests.retrieval.support import HashBag, Pool, document, vector_ids
+from tests.retrieval.support import HashBag, Pool, apply_plan, document, vector_ids
 
 from ragtune_mcp.core.errors import InvalidInput, JobCancelled, NotReady
 from ragtune_mcp.core.retrieval import reindex
 from ragtune_mcp.core.retrieval.catalog import Catalog
 from ragtune_mcp.core.retrieval.chroma import ChromaVectors
 from ragtune_mcp.core.retrieval.documents import Scan
-from ragtune_mcp.core.retrieval.reindex import apply_plan, build_collection, plan_index
+from ragtune_mcp.core.retrieval.reindex import build_collection, plan_index
 from ragtune_mcp.core.retrieval.store import ChromaStore
 
 

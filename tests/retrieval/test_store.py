@@ -1,6 +1,7 @@
 """The store's owner process: started on demand, one only, ends when unused. Uses real Chroma servers."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 from ragtune_mcp.core.errors import ChromaUnavailable, InvalidInput
 from ragtune_mcp.core.retrieval.keeper import Owner, heartbeat
 from ragtune_mcp.core.retrieval.store import ChromaStore, parse_url, start_keeper, stop_store
+from ragtune_mcp.core.settings import Settings
+from ragtune_mcp.core.workspace import Workspace
 
 
 @pytest.fixture
@@ -85,6 +88,33 @@ def test_stopping_ends_the_server_and_the_next_use_starts_another(local):
     assert not local.chroma_owner.exists()
     assert not stop_store(local)
     assert names(store) == ["kept"]
+
+
+def test_a_copy_of_a_workspace_gets_a_server_of_its_own(local, tmp_path_factory):
+    store = ChromaStore(local)
+    make(store, "kept")
+    owner = Owner.read(local.chroma_owner)
+    root = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(local.root, root)
+    copy = Workspace(root, Settings.load(root))
+    assert not stop_store(copy)
+    try:
+        make(ChromaStore(copy), "of-the-copy")
+        assert Owner.read(copy.chroma_owner).port != owner.port
+        assert names(store) == ["kept"]
+    finally:
+        stop_store(copy)
+    assert owner.is_alive
+
+
+def test_a_workspace_that_is_moved_keeps_its_server(local, tmp_path_factory):
+    make(ChromaStore(local), "kept")
+    owner = Owner.read(local.chroma_owner)
+    root = tmp_path_factory.mktemp("elsewhere") / "moved"
+    shutil.move(local.root, root)
+    moved = Workspace(root, Settings.load(root))
+    assert Owner.of(moved) == owner
+    stop_store(moved)
 
 
 def test_an_unused_server_ends_by_itself(local):

@@ -180,11 +180,10 @@ EMPTY_CASES = [
 
 
 def snapshot(core: RagTune) -> tuple[set[str], dict[str, int]]:
-    """Every file of the workspace except SQLite's journals, and the number of rows of every table."""
+    """Every file of the workspace except SQLite's journals and locks, and the number of rows of every table."""
     root = core.workspace.root
-    files = {
-        str(path.relative_to(root)) for path in root.rglob("*") if path.suffix not in (".db-wal", ".db-shm")
-    }
+    passing = (".db-wal", ".db-shm", ".lock")
+    files = {str(path.relative_to(root)) for path in root.rglob("*") if path.suffix not in passing}
     tables = [
         row[0] for row in core.db.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
     ]

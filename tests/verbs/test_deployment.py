@@ -1,9 +1,16 @@
 """Indexing, testing, promoting and rolling back on a real vector store with tiny encoders."""
 
+import shutil
+from threading import Thread
+from types import SimpleNamespace
+
 import pytest
+from tests.models.support import make_encoder
 from tests.verbs.support import BASE, in_conport, indexed, opened, serve, work
 
+from ragtune_mcp.core import pipeline
 from ragtune_mcp.core.errors import (
+    ChromaUnavailable,
     Conflict,
     DigestMismatch,
     ExportMismatch,
@@ -11,7 +18,9 @@ from ragtune_mcp.core.errors import (
     InvalidInput,
     NotReady,
 )
-from ragtune_mcp.core.retrieval.reindex import plan_index
+from ragtune_mcp.core.retrieval.catalog import Catalog
+from ragtune_mcp.core.retrieval.reindex import plan_index, storing
+from ragtune_mcp.core.verbs import retrieval
 
 BLOCK = {"verdict": "block", "reasons": ["worse by 0.1"], "details": {}}
 
@@ -159,6 +168,26 @@ def test_what_there_is_to_encode_and_how_long_it_takes_is_told_first(app):
     )
 
 
+def test_vectors_that_are_gone_are_said_to_be_so_and_all_documents_are_estimated(app, monkeypatch):
+    build(app, serve(app, "one", seed=1))
+    app.stop_store()
+    shutil.rmtree(app.workspace.index)
+    monkeypatch.setattr(Catalog, "seconds_per_text", lambda self: 10.0)
+    with pytest.raises(
+        NotReady,
+        match=r"vectors of one are gone .* ix_\w+ makes those of 3 documents anew, about 30 s of encoding",
+    ):
+        app.promote_model("one")
+    assert work(app, app.jobs.list(1)[0].job_id).status == "completed"
+    answer = app.index_documents(paths=["*.md"])
+    assert answer.message == (
+        f"The vectors of {BASE} are gone from the store. "
+        "Indexing runs in the background, about 30 s of encoding; the counts are its plan."
+    )
+    assert work(app, answer.job_id).status == "completed"
+    assert len(app.search("index", k=9).results) == 3
+
+
 def test_a_file_that_changes_while_an_index_job_runs_is_not_missed(app):
     serve(app, "one", seed=1)
     app.encoders.get(BASE)
@@ -168,6 +197,60 @@ def test_a_file_that_changes_while_an_index_job_runs_is_not_missed(app):
     assert app.index_documents(paths=["*.md"]).job_id == first.job_id
     assert app.jobs.claim(first.job_id)
     assert app.index_documents(paths=["*.md"]).job_id != first.job_id
+
+
+@pytest.mark.parametrize("documents", [1, 70])
+def test_what_was_read_earlier_does_not_replace_what_another_process_has_stored_since(
+    app, monkeypatch, documents
+):
+    root, other, answers = app.workspace.root, opened(app.workspace.root), []
+    for each in (app, other):
+        each.search("index")
+    newer = Thread(target=lambda: answers.append(other.index_documents(paths=["a.md", "b.md"])))
+    apply = app.documents.apply
+
+    def changed_meanwhile(plan):
+        (root / "a.md").write_text("# a\n\nthird\n")
+        (root / "b.md").write_text("# b\n\nback again\n")
+        newer.start()
+        newer.join(1.5)
+        apply(plan)
+
+    (root / "a.md").write_text("# a\n\nsecond\n")
+    (root / "b.md").unlink()
+    for number in range(documents):
+        add_document(app, f"n{number}")
+    monkeypatch.setattr(app.documents, "apply", changed_meanwhile)
+    indexed(app, paths=["*.md"])
+    newer.join(30)
+    if answers[0].job_id:
+        assert work(other, answers[0].job_id).status == "completed"
+    assert app.documents.texts(["a.md#a", "b.md#b"]) == {"a.md#a": "a\n\nthird", "b.md#b": "b\n\nback again"}
+    assert app.documents.count() == 3 + documents
+    other.close()
+
+
+def test_a_call_does_not_wait_for_ever_until_another_process_has_read_its_documents(app, monkeypatch):
+    monkeypatch.setattr(retrieval, "_READING_WAIT_S", 0.1)
+    add_document(app)
+    with storing(app.workspace), pytest.raises(NotReady, match="has been reading documents"):
+        app.index_documents(paths=["*.md"])
+    assert indexed(app, paths=["*.md"]).updated == 1
+
+
+def test_an_index_job_that_waits_for_another_process_to_read_can_be_cancelled(app):
+    for number in range(70):
+        add_document(app, f"n{number}")
+    job_id = app.index_documents(paths=["*.md"]).job_id
+    ended = []
+    with storing(app.workspace):
+        worker = Thread(target=lambda: ended.append(work(app, job_id)))
+        worker.start()
+        app.jobs.wait(job_id, 0.5)
+        app.cancel_job(job_id)
+        worker.join(30)
+    assert [job.status for job in ended] == ["cancelled"]
+    assert app.documents.count() == 3
 
 
 def test_a_roll_back_leads_only_to_a_version_that_has_served(app):
@@ -261,6 +344,50 @@ def test_a_version_without_its_encoder_is_given_one_before_it_serves(app):
         app.start_ab_test(test_model="one")
 
 
+@pytest.fixture
+def exports(monkeypatch):
+    """The serving encoders exported by jobs: of the tiny models, which have no real form."""
+    made = []
+
+    def export(model_folder, target, base):
+        made.append(model_folder.name)
+        shutil.rmtree(target, ignore_errors=True)
+        make_encoder(target, target.name, seed=len(model_folder.name) % 2)
+
+    monkeypatch.setattr(pipeline, "export_onnx", export)
+    return made
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk"])
+@pytest.mark.parametrize("name", ["encoder.json", "model.onnx"])
+def test_an_incomplete_encoder_is_exported_again_by_what_the_errors_advise(app, exports, name, content):
+    path = app.encoders.folder(BASE) / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    other = opened(app.workspace.root)
+    with pytest.raises((DigestMismatch, NotReady)) as caught:
+        other.search("roll back")
+    assert "index_documents" in caught.value.hint
+    assert indexed(other, paths=["*.md"]).job_id
+    assert exports == [BASE]
+    assert len(other.search("roll back").results) == 3
+    assert other.index_documents(paths=["*.md"]).message == "Everything is up to date."
+    other.close()
+
+
+def test_an_encoder_damaged_behind_its_copy_in_memory_is_not_promoted_but_exported_again(app, exports):
+    build(app, serve(app, "one", seed=1))
+    app.encoders.get("one")
+    (app.encoders.folder("one") / "model.onnx").write_bytes(b"junk")
+    with pytest.raises(NotReady, match="serving encoder of one is missing or damaged") as caught:
+        app.promote_model("one", confirm=True)
+    assert "job_status" in caught.value.hint
+    assert work(app, app.jobs.list(1)[0].job_id).status == "completed"
+    assert exports == ["one"]
+    assert app.promote_model("one", confirm=True).changed
+
+
 def test_a_version_whose_encoder_does_not_work_is_not_tested(app, monkeypatch):
     build(app, serve(app, "one", seed=1))
     check = app.encoders.check
@@ -292,3 +419,28 @@ def test_a_base_model_that_is_a_folder_has_an_export_name(app):
 def test_a_rating_counts_towards_the_next_training_at_once(app):
     app.record_feedback(app.search("index").query_id, rating=4)
     assert app.record_feedback(app.search("rating").query_id, rating=2).ready_to_train["have"] == 2
+
+
+def test_an_export_is_compared_on_what_the_users_queries_find(app, monkeypatch):
+    for number in range(20):
+        add_document(app, f"b{number}")
+    indexed(app, paths=["*.md"])
+    told = []
+    ctx = SimpleNamespace(event=told.append)
+    queries = ["rating model", "index search"]
+    best = [app.searcher.search(BASE, query, 1)[0].text for query in queries]
+    assert len(set(best)) == 2
+    assert pipeline._export_texts(app, ctx, queries)[:2] == best
+    assert len(pipeline._export_texts(app, ctx, queries)) == 23
+    monkeypatch.setattr(pipeline, "_EXPORT_TEXTS", 12)
+    at_random = pipeline._export_texts(app, ctx, [])
+    assert at_random == pipeline._export_texts(app, ctx, [])
+    assert at_random != list(app.documents.all_texts().values())[:12]
+    assert told == []
+
+    def unavailable(*_):
+        raise ChromaUnavailable("no store")
+
+    monkeypatch.setattr(app.searcher, "search_all", unavailable)
+    assert len(pipeline._export_texts(app, ctx, queries)) == 10
+    assert "no store" in told[0]

@@ -43,7 +43,8 @@ def test_an_ollama_that_answers_checks_the_export_and_creation_there_is_offered(
     assert state.result["checks"]["ollama"]["status"] == "passed"
     assert ollama.models == {}
     assert state.next_step.startswith(f"The Ollama at {ollama.url} gave the same vectors.")
-    assert state.next_step.endswith("&& ollama create mine:v1 -f Modelfile")
+    assert f"&& OLLAMA_HOST={ollama.url} ollama create mine:v1 -f Modelfile ; " in state.next_step
+    assert "create_over_http" in state.next_step
 
 
 def test_an_ollama_that_gives_other_vectors_fails_the_export(app, ollama):

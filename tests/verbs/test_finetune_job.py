@@ -2,8 +2,10 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 from tests.verbs.support import in_conport, lose_worker, opened, with_training_data, work
@@ -184,6 +186,15 @@ def test_base_model_name_and_output_model_path_say_from_what_and_where_to(worksp
         app.start_finetune(**{**request, "config": {**config, "output_model_path": "../elsewhere"}})
 
 
+def test_a_base_model_that_wants_prompts_is_refused_before_a_job_starts(workspace):
+    app, request = workspace
+    config = {"prompts": {"query": "query: "}, "default_prompt_name": None}
+    (app.workspace.root / "base" / "config_sentence_transformers.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidInput, match="'query: ' before every query"):
+        app.start_finetune(**request)
+    assert app.jobs.list() == ()
+
+
 def test_a_job_that_fails_leaves_no_checkpoints(workspace, monkeypatch):
     app, request = workspace
     job_id = app.start_finetune(**request).job_id
@@ -192,6 +203,27 @@ def test_a_job_that_fails_leaves_no_checkpoints(workspace, monkeypatch):
     assert (job.status, job.error["code"]) == ("failed", "job_failed")
     assert not app.workspace.job(job_id).checkpoints.exists()
     assert app.start_finetune(**request).job_id != job_id
+
+
+def test_a_job_that_found_too_little_memory_keeps_its_checkpoints_and_goes_on_when_asked_again(
+    workspace, monkeypatch
+):
+    app, request = workspace
+    job_id = app.start_finetune(**request).job_id
+    kill_at(monkeypatch, "training, step 5")
+    with pytest.raises(Killed):
+        work(app, job_id)
+    lose_worker(app, job_id)
+    kept = sorted(app.workspace.job(job_id).checkpoints.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 20))
+        assert app.start_finetune(**request).job_id == job_id
+        refused = work(app, job_id)
+    assert refused.error["code"] == "not_enough_memory"
+    assert "GiB are free" in refused.error["message"]
+    assert kept and sorted(app.workspace.job(job_id).checkpoints.iterdir()) == kept
+    assert app.start_finetune(**request).job_id == job_id
+    assert work(app, job_id).status == "completed"
 
 
 def test_a_base_model_whose_folder_moved_is_found_anew(workspace, tmp_path):
@@ -204,14 +236,14 @@ def test_a_base_model_whose_folder_moved_is_found_anew(workspace, tmp_path):
 
 def test_a_tuned_version_can_be_the_base_of_the_next(workspace):
     app, request = workspace
-    version = work(app, app.start_finetune(**request).job_id).result["model_version"]
+    version = with_teacher(app, request)
     job = work(app, app.start_finetune(**{**request, "base_model": version}).job_id)
     assert app.registry.get(job.result["model_version"]).base_model == version
 
 
 def test_a_tuned_version_whose_files_changed_is_no_base(workspace):
     app, request = workspace
-    version = work(app, app.start_finetune(**request).job_id).result["model_version"]
+    version = with_teacher(app, request)
     (app.registry.get(version).path / "config.json").write_text("{}")
     job = work(app, app.start_finetune(**{**request, "base_model": version}).job_id)
     assert job.error["code"] == "digest_mismatch"
@@ -271,6 +303,8 @@ def test_a_blocked_version_a_base_model_and_too_many_layers_are_refused(workspac
     blocked = with_teacher(app, request, "block")
     with pytest.raises(GateBlocked, match=blocked):
         app.distill(blocked)
+    with pytest.raises(GateBlocked, match=blocked):
+        app.start_finetune(**{**request, "base_model": blocked})
     with pytest.raises(InvalidInput, match="not tuned on a data set"):
         app.distill("./base")
     with pytest.raises(InvalidInput, match="from 2 to 3"):

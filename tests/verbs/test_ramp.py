@@ -6,8 +6,9 @@ from contextlib import closing
 import pytest
 from tests.verbs.support import BASE, in_conport, indexed, opened, serve, work
 
-from ragtune_mcp.core.errors import Conflict, DigestMismatch, NotReady
+from ragtune_mcp.core.errors import Conflict, DigestMismatch, ModelUnavailable, NotReady
 from ragtune_mcp.core.experiment.evidence import Evidence
+from ragtune_mcp.core.retrieval.reindex import plan_index
 
 
 @pytest.fixture
@@ -106,6 +107,71 @@ def test_a_damaged_previous_version_is_not_rolled_back_to(app, monkeypatch):
     app.watch_test()
     assert app.champion() == BASE
     assert "rolled back" in app.ab_results().next_step
+
+
+def harmed(app):
+    app.promote_model("one", confirm=True)
+    rate(app, 150, baseline=5, test=2, about="ramp")
+
+
+def last_step(app):
+    row = app.db.connection.execute("SELECT recommendation FROM decisions ORDER BY seq DESC").fetchone()
+    return row[0]
+
+
+def test_a_previous_version_that_is_gone_blocks_the_roll_back_and_nothing_else(app, monkeypatch):
+    app.settings.ragtune_allow_downloads = False
+    harmed(app)
+
+    def gone(version):
+        assert not app.db.connection.in_transaction  # looking for a model takes long
+        raise ModelUnavailable(f"The base model {version!r} was not found.")
+
+    monkeypatch.setattr(app.registry, "verify", gone)
+    for _ in range(2):
+        app.watch_test()
+    told = app.ab_results()
+    assert (app.champion(), last_step(app)) == ("one", "roll_back_blocked")
+    assert "roll-back is blocked: The base model" in told.reasons[0]
+    assert "roll-back is blocked" in in_conport(app, "ABTests")[told.test_id]["reasons"][0]
+    monkeypatch.undo()
+    app.watch_test()
+    assert app.champion() == BASE
+
+
+def test_a_previous_version_without_its_encoder_is_rolled_back_to_once_it_has_one(app):
+    harmed(app)
+    encoder, aside = app.encoders.folder(BASE), app.workspace.root / "aside"
+    encoder.rename(aside)
+    app.watch_test()
+    assert (app.champion(), last_step(app)) == ("one", "roll_back_blocked")
+    assert app.jobs.list(1)[0].spec == {"version": BASE}
+    assert "wait for the job" in app.ab_results().next_step
+    aside.rename(encoder)
+    app.watch_test()
+    assert app.champion() == BASE
+
+
+def test_documents_that_arrive_while_the_previous_version_is_checked_delay_the_roll_back(app, monkeypatch):
+    harmed(app)
+    (app.workspace.root / "b.md").write_text("# b\n\nindex search\n")
+    plan = plan_index(app.workspace, app.documents, paths=["*.md"])
+    check = app.encoders.check
+    monkeypatch.setattr(app.encoders, "check", lambda version: (check(version), app.documents.apply(plan)))
+    app.watch_test()
+    assert (app.champion(), last_step(app)) == ("one", "roll_back_blocked")
+    monkeypatch.undo()
+    indexed(app, paths=["*.md"])
+    app.watch_test()
+    assert app.champion() == BASE
+
+
+def test_a_ramp_whose_time_is_over_ends_though_the_previous_version_is_gone(app, monkeypatch):
+    app.promote_model("one", confirm=True)
+    end_of_ramp(app)
+    monkeypatch.setattr(app.registry, "verify", lambda version: 1 / 0)
+    app.watch_test()
+    assert app.trials.active() is None
 
 
 def test_a_look_at_a_ramp_that_goes_on_takes_no_write_lock_and_counts_only_what_is_new(app, monkeypatch):

@@ -145,6 +145,12 @@ class JobFailed(RagTuneError):
     default_hint = "Its log stands in the job's folder."
 
 
+class NotEnoughMemory(JobFailed):
+    """A run does not fit into the memory that is free now; the same run may fit later."""
+
+    code = "not_enough_memory"
+
+
 class JobCancelled(RagTuneError):
     """Raised inside a worker when its job was cancelled; never reaches a client as an error."""
 

@@ -9,8 +9,9 @@ export     version -> GGUF or ONNX, with its parity report
 from __future__ import annotations
 
 import json
+import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from ragtune_mcp.core.errors import (
     IntegrityError,
     JobCancelled,
     ModelUnavailable,
+    NotEnoughMemory,
+    RagTuneError,
 )
 from ragtune_mcp.core.finetune.base import BaseModel, resolve_base_model
 from ragtune_mcp.core.finetune.config import FineTuningConfig
@@ -33,7 +36,8 @@ from ragtune_mcp.core.jobs.worker import JobContext
 from ragtune_mcp.core.models.exporters.onnx import export_onnx
 from ragtune_mcp.core.models.files import write_json
 from ragtune_mcp.core.models.registry import ModelVersion
-from ragtune_mcp.core.retrieval.reindex import apply_plan, build_collection, plan_index
+from ragtune_mcp.core.retrieval.reindex import build_collection, plan_index, storing, update_collections
+from ragtune_mcp.core.retrieval.search import SearchHit
 
 Handler = Callable[[RagTune, JobContext], dict[str, Any]]
 # (data set, corpus, base, output=, report=, cancelled=, checkpoints=) -> what the run leaves behind.
@@ -42,7 +46,7 @@ Train = Callable[..., FineTuneResult]
 # Share of the progress bar when training ends; the rest is registering and indexing the new version.
 _TRAINED = 0.75
 # The workspace's own, on which an export must rank as its source does.
-_EXPORT_QUERIES, _EXPORT_TEXTS = 100, 300
+_EXPORT_QUERIES, _EXPORT_TEXTS, _EXPORT_NEAREST = 100, 300, 10
 
 
 def finetune_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
@@ -102,8 +106,9 @@ def _trained(
 ) -> dict[str, Any]:
     """Train into `output`, or take what an earlier attempt of this job has trained.
 
-    Checkpoints stay exactly as long as asking again would go on from them: after a cancellation or the death
-    of the worker, not once the model is saved, and not after an error that asking again would only repeat.
+    Checkpoints stay exactly as long as asking again would go on from them: after a cancellation, the death of
+    the worker or a want of memory, not once the model is saved, and not after an error that asking again would
+    only repeat.
     """
     if ctx.paths.trained.exists() and output.exists():
         found: dict[str, Any] = json.loads(ctx.paths.trained.read_text(encoding="utf-8"))
@@ -120,7 +125,7 @@ def _trained(
             cancelled=ctx.check_cancelled,
             checkpoints=ctx.paths.checkpoints,
         )
-    except JobCancelled:
+    except (JobCancelled, NotEnoughMemory):
         raise
     except Exception:
         shutil.rmtree(ctx.paths.checkpoints, ignore_errors=True)
@@ -148,19 +153,20 @@ def index_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
         return {"version": model.version, "documents": app.index.count(model.version)}
     champion = app.registry.alias("champion")
     model = app.registry.get(champion) if champion else _base(app, app.settings.base_model_name)
-    ctx.progress(0.01, "reading the sources")
-    plan = plan_index(
-        app.workspace,
-        app.documents,
-        paths=tuple(spec["paths"]),
-        source=spec["source"],
-        conport=lambda: app.conport,
-    )
     versions = list(dict.fromkeys([model.version, *app.serving_versions()]))
     for version in versions:
         _ensure_encoder(app, ctx, app.registry.get(version))
-    apply_plan(
-        plan,
+    ctx.progress(0.01, "reading the sources")
+    with storing(app.workspace, cancelled=ctx.check_cancelled):
+        plan = plan_index(
+            app.workspace,
+            app.documents,
+            paths=tuple(spec["paths"]),
+            source=spec["source"],
+            conport=lambda: app.conport,
+        )
+        app.documents.apply(plan)
+    update_collections(
         app.documents,
         app.index,
         app.encoders,
@@ -191,11 +197,28 @@ def export_job(app: RagTune, ctx: JobContext) -> dict[str, Any]:
         spec["name"],
         target,
         quantization=spec["quantization"],
-        texts=list(app.documents.all_texts().values())[: _EXPORT_TEXTS - len(queries)],
+        texts=_export_texts(app, ctx, queries),
         queries=queries,
         host=app.settings.ollama_host,
         base_folder=_base_folder(app, ctx, model),
     )
+
+
+def _export_texts(app: RagTune, ctx: JobContext, queries: Sequence[str]) -> list[str]:
+    """Documents that an export is compared on: what the queries find at present, then others at random."""
+    documents, champion = app.documents.all_texts(), app.registry.alias("champion")
+    found: list[list[SearchHit]] = []
+    if queries and champion:
+        try:
+            app.encoders.get(champion, wait_s=120)
+            found = app.searcher.search_all(champion, queries, _EXPORT_NEAREST)
+        except RagTuneError as error:
+            ctx.event(f"compared on documents at random, not on those the queries find: {error.message}")
+    # By rank, so that every query has its best before any has its tenth.
+    nearest = [hits[rank].id for rank in range(_EXPORT_NEAREST) for hits in found if rank < len(hits)]
+    others = random.Random(0).sample(list(documents), len(documents))
+    ids = [doc_id for doc_id in dict.fromkeys([*nearest, *others]) if doc_id in documents]
+    return [documents[doc_id] for doc_id in ids[: _EXPORT_TEXTS - len(queries)]]
 
 
 def _base(app: RagTune, name: str) -> ModelVersion:
@@ -217,14 +240,15 @@ def _base_folder(app: RagTune, ctx: JobContext, model: ModelVersion) -> Path | N
 def _exported_base(app: RagTune, model: ModelVersion) -> tuple[Path, Path] | None:
     if model.base_model == model.version or not app.registry.has(model.base_model):
         return None
-    found = app.registry.get(model.base_model).path, app.encoders.folder(model.base_model)
-    return found if all(folder.is_dir() for folder in found) else None
+    path = app.registry.get(model.base_model).path
+    is_there = path.is_dir() and app.encoders.is_exported(model.base_model)
+    return (path, app.encoders.folder(model.base_model)) if is_there else None
 
 
 def _ensure_encoder(app: RagTune, ctx: JobContext, model: ModelVersion) -> None:
-    folder = app.encoders.folder(model.version)
-    if not folder.exists():
+    if not app.encoders.is_exported(model.version):
         ctx.event(f"exporting the serving encoder of {model.version}")
+        folder = app.encoders.folder(model.version)
         export_onnx(app.registry.verify(model.version).path, folder, _exported_base(app, model))
     app.encoders.get(model.version, wait_s=120)
 

@@ -33,7 +33,12 @@ class Settings(BaseSettings):
         "./training_data", description="Folder of data sets, inside the workspace."
     )
     batch_size: int = Field(16, ge=1, le=1024, description="Examples per optimizer step.")
-    num_epochs: int = Field(4, ge=1, le=100, description="Passes over the training data.")
+    num_epochs: int = Field(
+        4,
+        ge=1,
+        le=100,
+        description="Passes over the training data. With `auto` this default leaves the choice to the recipe.",
+    )
     learning_rate: float = Field(
         2e-5,
         gt=0,

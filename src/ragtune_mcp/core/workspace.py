@@ -162,13 +162,18 @@ class Workspace:
 
     @property
     def chroma_owner(self) -> Path:
-        """JSON {pid, started, port}: who owns the vector store."""
+        """JSON {place, pid, started, port, lock}: who owns the vector store."""
         return self.state / "chroma.json"
 
     @property
     def chroma_log(self) -> Path:
         """What the vector store's process wrote."""
         return self.state / "chroma.log"
+
+    @property
+    def documents_lock(self) -> Path:
+        """Held from reading a source until its documents are stored."""
+        return self.state / "documents.lock"
 
     @property
     def index_lock(self) -> Path:

@@ -110,28 +110,42 @@ class Ramp:
         is_same = (trial.baseline_version, trial.test_version) == (baseline_version, test_version)
         return trial.test_id if is_won and is_same and trial.ramp_phase is None else ""
 
-    def check(self) -> RampEnd | None:
+    def check(self, prepared: RampOutcome | None = None) -> RampEnd | None:
         """End the ramp if harm shows, if the new version fails, or if its time is over.
 
         For use after searches and feedback, inside the transaction that moves the pointer back.
+
+        Args:
+            prepared: the only end that the caller is ready for; None for any.
 
         Returns:
             How it ended, once; None while it goes on and where none runs.
         """
         with self._live.look() as conn:
-            end = self._due()
-            if end is None:
+            end = self.due()
+            if end is None or prepared not in (None, end.outcome):
                 return None
             append_entry(conn, end.trial, end.outcome, end.reasons, self._clock())
             end_ramp(conn, end.trial, end.outcome)
             return RampEnd(self._trials.get(end.trial.test_id), end.outcome, end.reasons)
 
-    def is_due(self) -> bool:
-        """Whether `check` would end the ramp now; for use outside a transaction.
+    def due(self) -> RampEnd | None:
+        """How `check` would end the ramp now; for use outside a transaction.
 
         It only reads, so that a look neither takes the write lock nor counts the ramp anew.
         """
-        return self._due() is not None
+        trial = self._trials.active()
+        if trial is None or trial.ramp_phase is None or trial.ramp_ends_at is None:
+            return None
+        harm = harm_reasons(trial, self._live.advance(trial, None))
+        failure = failure_reason(self._db.connection, trial.test_id, trial.ramp_phase)
+        reasons = (*harm, failure) if failure else harm
+        if reasons:
+            return RampEnd(trial, RampOutcome.ROLL_BACK, reasons)
+        if self._clock() < trial.ramp_ends_at:
+            return None
+        quiet = f"no harm in {RAMP_LENGTH.total_seconds() / 3600.0:.0f} h at {RAMP_SHARE:.0%}"
+        return RampEnd(trial, RampOutcome.COMPLETE, (quiet,))
 
     def block(self, reason: str) -> Trial | None:
         """Log why the ramp cannot be rolled back although it should be.
@@ -148,20 +162,6 @@ class Ramp:
                 return None
             append_entry(conn, trial, ROLL_BACK_BLOCKED, (reason,), self._clock())
             return trial
-
-    def _due(self) -> RampEnd | None:
-        trial = self._trials.active()
-        if trial is None or trial.ramp_phase is None or trial.ramp_ends_at is None:
-            return None
-        harm = harm_reasons(trial, self._live.advance(trial, None))
-        failure = failure_reason(self._db.connection, trial.test_id, trial.ramp_phase)
-        reasons = (*harm, failure) if failure else harm
-        if reasons:
-            return RampEnd(trial, RampOutcome.ROLL_BACK, reasons)
-        if self._clock() < trial.ramp_ends_at:
-            return None
-        quiet = f"no harm in {RAMP_LENGTH.total_seconds() / 3600.0:.0f} h at {RAMP_SHARE:.0%}"
-        return RampEnd(trial, RampOutcome.COMPLETE, (quiet,))
 
 
 def harm_reasons(trial: Trial, evidence: Evidence) -> tuple[str, ...]:

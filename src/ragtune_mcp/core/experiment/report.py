@@ -206,8 +206,8 @@ def _why_stopped(trial: Trial) -> tuple[str, ...]:
 def _next_step(trial: Trial, decision: Decision, *, is_blocked: bool) -> str:
     if is_blocked:
         return (
-            f"Restore the files of {trial.baseline_version}; the roll-back from {trial.test_version} is tried"
-            " again every 20 s."
+            f"Restore the files of {trial.baseline_version}, or wait for the job that the reason names; the"
+            f" roll-back from {trial.test_version} is tried again every 20 s."
         )
     if trial.status == "ramping":
         return (

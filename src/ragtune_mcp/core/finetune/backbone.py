@@ -330,8 +330,8 @@ class LibraryBackbone:
         found: list[np.ndarray] = []
         try:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.low_precision):
-                for start in range(0, len(distinct), 64):
-                    part = distinct[start : start + 64]
+                for start in range(0, len(distinct), 16):
+                    part = distinct[start : start + 16]
                     found.append(
                         self.model.encode(
                             part, batch_size=16, normalize_embeddings=True, show_progress_bar=False

@@ -17,7 +17,7 @@ from ragtune_mcp.core.finetune.backbone import FastBackbone, open_backbone
 from ragtune_mcp.core.finetune.base import BaseModel
 from ragtune_mcp.core.finetune.card import student_card
 from ragtune_mcp.core.finetune.config import FineTuningConfig
-from ragtune_mcp.core.finetune.evaluation import Vectors, compare
+from ragtune_mcp.core.finetune.evaluation import Vectors
 from ragtune_mcp.core.finetune.evaluation import report as evaluation_report
 from ragtune_mcp.core.finetune.examples import grades, group_of
 from ragtune_mcp.core.finetune.gate import MIN_QUERIES, GateVerdict, Verdict, probe_correlation
@@ -200,11 +200,14 @@ def _train(
     )
     progress.start("encoding with the teacher")
 
+    started: list[int] = []
+
     def on_step(step: Step) -> None:
-        if step.step == 1:
+        if not started:
             progress.start("training")
-        progress.advance(
-            3 * step.tokens * student.layers,
+        started.append(step.step)
+        progress.reach(
+            step.step / step.steps,
             f"training, step {step.step} of {step.steps}",
             loss=round(step.loss, 4),
             step=step.step,
@@ -232,7 +235,8 @@ def _judge(
 ) -> tuple[dict[str, Any], dict[str, float | None], GateVerdict]:
     progress.start("evaluating")
     held_out = [pair for pair in dataset.pairs if pair.split == "test"]
-    qrels = grades(held_out, document_ids(dataset.pairs, corpus))
+    place = document_ids(dataset.pairs, corpus)
+    qrels = grades(held_out, place)
     seconds: list[float] = []
 
     def ranked(model: FastBackbone, weights: Mapping[str, Tensor] | None) -> dict[str, list[str]]:
@@ -245,10 +249,16 @@ def _judge(
         return Vectors(queries, documents, list(corpus)).rank()
 
     before, after = ranked(teacher, None), ranked(student, trained.weights)
-    evaluation = evaluation_report(before, after, qrels, set(), {query: query for query in qrels}, _SEED)
+    rated = {
+        place[pair.document]
+        for pair in dataset.pairs
+        if pair.split == "train" and pair.rating and pair.document in place
+    }
+    groups = {pair.query: group_of(pair) for pair in held_out}
+    evaluation = evaluation_report(before, after, qrels, rated, groups, _SEED)
     evaluation["documents"] = len(corpus)
     gate = judge_student(
-        compare(before, after, qrels).group_differences({pair.query: group_of(pair) for pair in held_out}),
+        evaluation.pop("differences"),
         probe_correlation(teacher.encode),
         probe_correlation(lambda texts: student.encode(texts, trained.weights)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -98,10 +98,12 @@ class Comparison:
 
     Attributes:
         base, tuned: measure -> query id -> value.
+        groups: query id -> group of near-duplicates; a query without one stands alone.
     """
 
     base: Mapping[str, Mapping[str, float]]
     tuned: Mapping[str, Mapping[str, float]]
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     def differences(self, measure: str = PRIMARY) -> np.ndarray:
         """(n,) tuned minus base, in the order of the queries."""
@@ -109,16 +111,17 @@ class Comparison:
             [self.tuned[measure][query] - self.base[measure][query] for query in self.base[measure]]
         )
 
-    def group_differences(self, groups: Mapping[str, str], measure: str = PRIMARY) -> np.ndarray:
-        """(g,) tuned minus base, averaged over the queries of a group; a query without one stands alone."""
+    def group_differences(self, measure: str = PRIMARY) -> np.ndarray:
+        """(g,) tuned minus base, averaged over the queries of a group."""
         found: dict[str, list[float]] = {}
         for query, base in self.base[measure].items():
-            found.setdefault(groups.get(query, query), []).append(self.tuned[measure][query] - base)
+            found.setdefault(self.groups.get(query, query), []).append(self.tuned[measure][query] - base)
         return np.array([np.mean(values) for values in found.values()])
 
     def gain(self, measure: str = PRIMARY, seed: int = 0) -> Interval:
         """Mean difference with its paired 95 % interval."""
-        return paired_interval(self.differences(measure), seed)
+        groups = [self.groups.get(query, query) for query in self.base[measure]] if self.groups else None
+        return paired_interval(self.differences(measure), seed, groups=groups)
 
     def summary(self, seed: int = 0) -> dict[str, Any]:
         """Means of both models and the gain of every measure, with n."""
@@ -130,9 +133,9 @@ class Comparison:
         }
 
 
-def compare(base: Run, tuned: Run, qrels: Qrels) -> Comparison:
+def compare(base: Run, tuned: Run, qrels: Qrels, groups: Mapping[str, str] | None = None) -> Comparison:
     """Both runs on the same judgements."""
-    return Comparison(evaluate_run(base, qrels), evaluate_run(tuned, qrels))
+    return Comparison(evaluate_run(base, qrels), evaluate_run(tuned, qrels), groups or {})
 
 
 def restricted(qrels: Qrels, documents: Collection[str], *, inside: bool) -> dict[str, dict[str, float]]:
@@ -147,7 +150,12 @@ def restricted(qrels: Qrels, documents: Collection[str], *, inside: bool) -> dic
 
 
 def report(
-    base: Run, tuned: Run, qrels: Qrels, rated: Collection[str], queries: Mapping[str, str], seed: int = 0
+    base: Run,
+    tuned: Run,
+    qrels: Qrels,
+    rated: Collection[str],
+    groups: Mapping[str, str],
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The evaluation as stored with a version.
 
@@ -156,30 +164,32 @@ def report(
         tuned: rankings of the tuned model.
         qrels: held-out judgements.
         rated: ids of documents rated in the training part; gains on them and on all others are given apart.
-        queries: query id -> text.
+        groups: query -> group of near-duplicates, which an interval takes as one observation.
         seed: of the intervals.
 
     Returns:
-        JSON-ready: overall, `seen` and `unseen` documents, biggest gains and worst regressions with rankings.
+        JSON-ready: overall, `seen` and `unseen` documents, biggest gains and worst regressions with rankings,
+        and the (g,) `differences` of the groups.
     """
-    overall = compare(base, tuned, qrels)
-    seen = compare(base, tuned, restricted(qrels, rated, inside=True))
-    unseen = compare(base, tuned, restricted(qrels, rated, inside=False))
+    overall = compare(base, tuned, qrels, groups)
+    seen = compare(base, tuned, restricted(qrels, rated, inside=True), groups)
+    unseen = compare(base, tuned, restricted(qrels, rated, inside=False), groups)
     return {
         **overall.summary(seed),
         "seen": seen.gain(seed=seed).to_dict(),
         "unseen": unseen.gain(seed=seed).to_dict(),
-        **_extremes(overall, base, tuned, queries),
+        **_extremes(overall, base, tuned),
+        "differences": overall.group_differences(),
     }
 
 
-def _extremes(found: Comparison, base: Run, tuned: Run, queries: Mapping[str, str]) -> dict[str, Any]:
+def _extremes(found: Comparison, base: Run, tuned: Run) -> dict[str, Any]:
     names = list(found.base[PRIMARY])
     order = [names[index] for index in np.argsort(found.differences(), kind="stable")]
 
     def shown(query: str) -> dict[str, Any]:
         return {
-            "query": queries.get(query, query),
+            "query": query,
             "base": round(found.base[PRIMARY][query], 4),
             "tuned": round(found.tuned[PRIMARY][query], 4),
             "base_ranking": list(base[query][:_SHOWN]),

@@ -10,6 +10,7 @@ from typing import Any
 
 from ragtune_mcp.core.dataset.export import FORMATS, load_dataset
 from ragtune_mcp.core.dataset.pairs import Dataset, TrainingPair
+from ragtune_mcp.core.dataset.validate import refuse_leaks
 from ragtune_mcp.core.errors import FeatureDisabled, InvalidInput, NotEnoughData
 from ragtune_mcp.core.finetune.backbone import open_backbone
 from ragtune_mcp.core.finetune.base import BaseModel, resolve_base_model
@@ -60,6 +61,7 @@ class ModelFineTuner:
         self._base: BaseModel | None = None
         self._tuned: Path | None = None
         self._test: tuple[TrainingPair, ...] = ()
+        self._manifest: Mapping[str, Any] = {}
         self._texts: dict[str, str] = {}
 
     def load_base_model(self) -> BaseModel:
@@ -93,6 +95,7 @@ class ModelFineTuner:
         Raises:
             InvalidInput: unknown format, unreadable file, or a share outside (0, 0.9).
             DigestMismatch: the file is not the one its manifest describes.
+            LeakySplit: a held-out query stands in train as well.
         """
         if format_type not in FORMATS:
             raise InvalidInput(f"The format {format_type!r} is not one of {', '.join(FORMATS)}.")
@@ -102,6 +105,8 @@ class ModelFineTuner:
             else replace(self.config, validation_split=validation_split)
         )
         dataset = load_dataset(self._workspace.inside(path))
+        refuse_leaks(dataset)
+        self._manifest = dataset.manifest
         self._test = tuple(pair for pair in dataset.pairs if pair.split == "test")
         train = tuple(pair for pair in dataset.pairs if pair.split == "train")
         validation = tuple(pair for pair in dataset.pairs if pair.split == "validation")
@@ -158,7 +163,7 @@ class ModelFineTuner:
         version = new_id(model_name_suffix)
         output = self._workspace.inside(self.config.output_model_path) / version
         result = fine_tune(
-            Dataset(version, pairs, {}),
+            Dataset(version, pairs, self._manifest),
             self._documents(pairs),
             base,
             config,

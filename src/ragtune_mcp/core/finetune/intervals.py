@@ -13,7 +13,9 @@ _RESAMPLES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over n queries with its 95 % interval; all None when n is 0, the bounds None when n is 1."""
+    """A mean over n queries with its 95 % interval; all None when n is 0, the bounds None with one query or
+    group of them.
+    """
 
     mean: float | None
     low: float | None
@@ -26,9 +28,12 @@ class Interval:
 
 
 def paired_interval(
-    differences: Sequence[float] | np.ndarray, seed: int = 0, confidence: float = 0.95
+    differences: Sequence[float] | np.ndarray,
+    seed: int = 0,
+    confidence: float = 0.95,
+    groups: Sequence[str] | None = None,
 ) -> Interval:
-    """Mean of per-query differences with a percentile bootstrap interval over queries.
+    """Mean of per-query differences with a percentile bootstrap interval over queries, or groups of them.
 
     The interval is for showing. It is somewhat narrow below 30 queries, so decisions use `sign_flip_p`.
 
@@ -36,6 +41,7 @@ def paired_interval(
         differences: (n,) metric of one model minus that of the other, per query.
         seed: of the resampling.
         confidence: coverage.
+        groups: (n,) group of each query; near-duplicates say nothing new, so groups are resampled whole.
 
     Returns:
         The interval.
@@ -44,12 +50,15 @@ def paired_interval(
     if len(values) == 0:
         return Interval(None, None, None, 0)
     mean = float(values.mean())
-    if len(values) == 1:
-        return Interval(mean, None, None, 1)
+    names = range(len(values)) if groups is None else groups
+    _, member = np.unique(np.array(names), return_inverse=True)
+    sums, sizes = np.bincount(member, values), np.bincount(member)
+    count = len(sizes)
+    if count == 1:
+        return Interval(mean, None, None, len(values))
     rng = np.random.default_rng(seed)
-    means = np.concatenate(
-        [values[rng.integers(0, len(values), (500, len(values)))].mean(1) for _ in range(_RESAMPLES // 500)]
-    )
+    drawn = (rng.integers(0, count, (500, count)) for _ in range(_RESAMPLES // 500))
+    means = np.concatenate([sums[rows].sum(1) / sizes[rows].sum(1) for rows in drawn])
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean, float(low), float(high), len(values))

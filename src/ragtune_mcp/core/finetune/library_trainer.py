@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragtune_mcp.core.errors import NotEnoughData
+from ragtune_mcp.core.errors import JobCancelled, NotEnoughData
 from ragtune_mcp.core.finetune.backbone import LibraryBackbone
+from ragtune_mcp.core.finetune.checkpoint import Checkpoint, TrainerCheckpoints
 from ragtune_mcp.core.finetune.config import TrainingMetrics
 from ragtune_mcp.core.finetune.examples import RankingExample
 from ragtune_mcp.core.finetune.objectives import Columns, library_loss
 from ragtune_mcp.core.finetune.recipe import Recipe
+from ragtune_mcp.core.finetune.selection import KeptStep
 from ragtune_mcp.core.finetune.trainer import Step, Trained, Validate, diverged
 
 if TYPE_CHECKING:
@@ -42,45 +47,48 @@ def train_with_library(
         tasks: loss -> its columns; with several the Trainer alternates between them, in proportion.
         recipe: rate, epochs, batch size, seed.
         validate: (n,) scores of weights, one per query, higher is better; None to keep the last weights.
-        on_step: called after every step; may raise to stop.
-        checkpoints: the Trainer's own checkpoints are written and resumed here; None for neither.
+        on_step: called after every step; may raise to stop. JobCancelled keeps the state in a checkpoint, the
+            best weights so far among it.
+        checkpoints: where to save and resume; None for neither.
 
     Returns:
         The best weights and the history.
+
+    Raises:
+        JobFailed: training diverged.
     """
     from sentence_transformers import SentenceTransformerTrainer
 
-    steps = sum(math.ceil(len(columns.rows) / recipe.batch_size) for columns in tasks.values())
-    watcher = _watcher(backbone, recipe, steps, validate, on_step)
+    saved = TrainerCheckpoints(checkpoints, _fingerprint(backbone, tasks, recipe)) if checkpoints else None
+    run, place = _resumed(saved) or (_Run(recipe.kept_step()), None)
+    per_epoch = sum(math.ceil(len(columns.rows) / recipe.batch_size) for columns in tasks.values())
+    watcher = _Watcher(run, backbone, recipe, per_epoch, validate, on_step, saved)
     datasets = {name: _dataset(columns) for name, columns in tasks.items()}
     losses = {name: library_loss(name, backbone.model) for name in tasks}
     with TemporaryDirectory() as scratch:
         trainer = SentenceTransformerTrainer(
             model=backbone.model,
-            args=_arguments(
-                recipe, checkpoints or Path(scratch), backbone.low_precision, save=checkpoints is not None
-            ),
+            args=_arguments(recipe, checkpoints or Path(scratch), backbone.low_precision),
             train_dataset=datasets if len(tasks) > 1 else next(iter(datasets.values())),
             loss=losses if len(tasks) > 1 else next(iter(losses.values())),
-            callbacks=[watcher],
+            callbacks=[_callback(watcher)],
         )
-        resume = checkpoints is not None and any(checkpoints.glob("checkpoint-*"))
         try:
-            trainer.train(resume_from_checkpoint=resume)
+            with suppress(_Exhausted):
+                trainer.train(resume_from_checkpoint=str(place) if place else None)
             last = backbone.weights()
         finally:
             backbone.load(backbone.base_weights)
             backbone.model.to("cpu")
-    history: list[TrainingMetrics] = watcher.history
     return Trained(
-        watcher.best or last,
-        history,
-        watcher.step,
-        watcher.kept.step or watcher.step,
-        watcher.kept.score,
-        history[-1].train_loss if history else math.nan,
-        watcher.stopped_early,
-        np.array(watcher.kept.scores),
+        run.best or last,
+        run.history,
+        run.step,
+        run.kept.step or run.step,
+        run.kept.score,
+        run.history[-1].train_loss if run.history else math.nan,
+        run.stopped_early,
+        np.array(run.kept.scores),
     )
 
 
@@ -117,7 +125,7 @@ def _dataset(task: Columns) -> Any:
     return Dataset.from_dict(columns)
 
 
-def _arguments(recipe: Recipe, folder: Path, low_precision: bool, *, save: bool) -> Any:
+def _arguments(recipe: Recipe, folder: Path, low_precision: bool) -> Any:
     from sentence_transformers import SentenceTransformerTrainingArguments
 
     return SentenceTransformerTrainingArguments(
@@ -131,74 +139,175 @@ def _arguments(recipe: Recipe, folder: Path, low_precision: bool, *, save: bool)
         data_seed=recipe.seed,
         use_cpu=True,
         bf16=low_precision,
-        save_strategy="steps" if save else "no",
-        save_steps=recipe.save_steps,
-        save_total_limit=1,
+        save_strategy="no",  # the callback asks for each
         eval_strategy="no",
         logging_strategy="steps",
         logging_steps=1,
+        logging_nan_inf_filter=False,  # or a loss that is not a number is shown as 0
         report_to=[],
         disable_tqdm=True,
         dataloader_num_workers=0,
     )
 
 
-def _watcher(
-    backbone: LibraryBackbone,
-    recipe: Recipe,
-    per_epoch: int,
-    validate: Validate | None,
-    on_step: Callable[[Step], None],
-) -> Any:
-    """A Trainer callback: progress, validation, best weights, patience."""
+class _Exhausted(Exception):  # noqa: N818 -- not an error
+    """Patience ran out before the first step: the Trainer looks for that after a step only."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """How far training is: what a checkpoint carries beside the Trainer's own state."""
+
+    kept: KeptStep
+    step: int = 0
+    rate: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    history: list[TrainingMetrics] = field(default_factory=list)
+    stopped_early: bool = False
+    elapsed_s: float = 0.0
+    best: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def validated(self) -> bool:
+        """Whether the last step was followed by its validation."""
+        return bool(self.history) and self.history[-1].step == self.step
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> _Run:
+        state = dict(checkpoint.state)
+        state["history"] = [TrainingMetrics(**entry) for entry in state["history"]]
+        state["kept"] = KeptStep(**state["kept"])
+        return cls(**state, best=checkpoint.tensors.get("best", {}))
+
+    def checkpoint(self) -> Checkpoint:
+        state = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "best"}
+        state["kept"] = asdict(self.kept)
+        state["history"] = [entry.to_dict() for entry in self.history]
+        return Checkpoint({"best": self.best}, state)
+
+
+def _resumed(saved: TrainerCheckpoints | None) -> tuple[_Run, Path] | None:
+    found = saved.newest() if saved else None
+    return (_Run.of(found.checkpoint), found.folder) if found else None
+
+
+def _fingerprint(backbone: LibraryBackbone, tasks: Mapping[str, Columns], recipe: Recipe) -> str:
+    digest = hashlib.sha256(repr((recipe, backbone.max_tokens, backbone.low_precision)).encode())
+    for name, columns in tasks.items():
+        digest.update(repr((name, columns)).encode())
+    for name, weight in backbone.base_weights.items():
+        digest.update(name.encode())
+        digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()
+
+
+class _Watcher:
+    """What happens after the Trainer's steps: progress, validation, best weights, patience, checkpoints."""
+
+    def __init__(
+        self,
+        run: _Run,
+        backbone: LibraryBackbone,
+        recipe: Recipe,
+        per_epoch: int,
+        validate: Validate | None,
+        on_step: Callable[[Step], None],
+        saved: TrainerCheckpoints | None,
+    ) -> None:
+        self._run = run
+        self._backbone = backbone
+        self._recipe = recipe
+        self._per_epoch = per_epoch
+        self._score = validate
+        self._on_step = on_step
+        self._saved = saved
+        self._cancelled: JobCancelled | None = None
+        self._started = time.monotonic() - run.elapsed_s
+
+    def begin(self) -> None:
+        """Before the first step, with the weights of the checkpoint in place."""
+        run = self._run
+        if run.step and self._is_due(run.step) and not run.validated:
+            self._validate()  # it was cancelled in the middle of this one
+        if run.stopped_early:
+            raise _Exhausted
+
+    def step(self, step: int, logs: Mapping[str, float], control: Any) -> None:
+        """After a step; tells the Trainer through `control` to save and to stop."""
+        run, loss = self._run, float(logs["loss"])
+        if not math.isfinite(loss) or not math.isfinite(logs.get("grad_norm", 0.0)):
+            raise diverged(loss, self._recipe.learning_rate)
+        run.step, run.rate = step, float(logs["learning_rate"])
+        run.losses.append(loss)
+        run.elapsed_s = time.monotonic() - self._started
+        try:
+            if self._is_due(step):
+                self._validate()
+            score = run.history[-1].eval_score if run.validated else None
+            steps = self._per_epoch * self._recipe.epochs
+            self._on_step(Step(step, steps, step / self._per_epoch, loss, 0, score))
+        except JobCancelled as cancelled:
+            if self._saved is None:
+                raise
+            self._cancelled = cancelled  # leaves once this step is saved
+        control.should_training_stop = control.should_training_stop or run.stopped_early
+        regular = step % self._per_epoch == 0 or step % self._recipe.save_steps == 0
+        if self._saved is not None and (regular or self._cancelled):
+            self._saved.clear(step)
+            control.should_save = True
+
+    def save(self) -> None:
+        """After the Trainer has written its part of a checkpoint."""
+        assert self._saved is not None
+        self._saved.complete(self._run.step, self._run.checkpoint())
+        if self._cancelled is not None:
+            raise self._cancelled
+
+    def _is_due(self, step: int) -> bool:
+        return step % self._per_epoch == 0 or step % self._recipe.evaluation_steps == 0
+
+    def _validate(self) -> None:
+        run, scores = self._run, None
+        weights = self._backbone.weights()
+        if self._score is not None:
+            try:
+                scores = self._score(weights)
+            finally:
+                # Reading texts puts the base weights back; a checkpoint of a cancelled validation needs these.
+                self._backbone.load(weights)
+                self._backbone.model.train()
+        run.history.append(
+            TrainingMetrics(
+                step=run.step,
+                epoch=round(run.step / self._per_epoch, 4),
+                train_loss=float(np.mean(run.losses)),
+                learning_rate=run.rate,
+                eval_score=None if scores is None else float(scores.mean()),
+                elapsed_s=round(time.monotonic() - self._started, 2),
+            )
+        )
+        run.losses.clear()
+        if scores is None:
+            return
+        if run.kept.see(run.step, scores):
+            run.best = weights
+        run.stopped_early = run.kept.exhausted
+
+
+def _callback(watcher: _Watcher) -> Any:
     from transformers import TrainerCallback
 
-    class Watcher(TrainerCallback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.history: list[TrainingMetrics] = []
-            self.best: Mapping[str, Tensor] | None = None
-            self.kept = recipe.kept_step()
-            self.step = 0
-            self.stopped_early = False
-            self._started = time.monotonic()
-            self._losses: list[float] = []
+    class Callback(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            watcher.begin()
 
         def on_log(
             self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
-        ) -> Any:
-            if not logs or "loss" not in logs:
-                return control
-            self.step = state.global_step
-            if not math.isfinite(logs["loss"]):
-                raise diverged(logs["loss"], recipe.learning_rate)
-            self._losses.append(float(logs["loss"]))
-            if self.step % per_epoch == 0 or self.step % recipe.evaluation_steps == 0:
-                self._validate(float(logs.get("learning_rate", 0.0)))
-                control.should_training_stop = control.should_training_stop or self.stopped_early
-            score = (
-                self.history[-1].eval_score if self.history and self.history[-1].step == self.step else None
-            )
-            steps = per_epoch * recipe.epochs
-            on_step(Step(self.step, steps, self.step / per_epoch, float(logs["loss"]), 0, score))
-            return control
+        ) -> None:
+            if logs and "loss" in logs:
+                watcher.step(state.global_step, logs, control)
 
-        def _validate(self, rate: float) -> None:
-            weights = backbone.weights()
-            scores = validate(weights) if validate else None
-            score = None if scores is None else float(scores.mean())
-            if validate:
-                backbone.load(weights)
-                backbone.model.train()
-            elapsed = round(time.monotonic() - self._started, 2)
-            loss = sum(self._losses) / len(self._losses)
-            self._losses.clear()
-            self.history.append(
-                TrainingMetrics(self.step, round(self.step / per_epoch, 4), loss, rate, score, elapsed)
-            )
-            if scores is None:
-                return
-            if self.kept.see(self.step, scores):
-                self.best = weights
-            self.stopped_early = self.kept.exhausted
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            watcher.save()
 
-    return Watcher()
+    return Callback()

@@ -1,16 +1,15 @@
 """How much memory a run takes, and what gives way when there is less.
 
-Two things can shrink without changing the result beyond rounding: outputs of frozen layers that are kept
-    (they
-are recomputed instead), and the tokens embedded with gradients at once (a batch then goes in parts that add
-up to the same gradient).
+Two things can shrink without changing the result beyond rounding: outputs of frozen layers that are kept (they
+are recomputed instead), and the tokens embedded with gradients at once (a batch then goes in parts that add up
+to the same gradient).
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from ragtune_mcp.core.errors import JobFailed
+from ragtune_mcp.core.errors import NotEnoughMemory
 
 _GIB = 1 << 30
 # Interpreter, torch, sentence-transformers and their code, measured.
@@ -93,7 +92,7 @@ def plan_memory(
         The plan.
 
     Raises:
-        JobFailed: not even the smallest plan fits.
+        NotEnoughMemory: not even the smallest plan fits.
     """
     # Weights once in float32 and once in the compute type; for trained ones gradient, two moments and the
     # best copy.
@@ -106,8 +105,8 @@ def plan_memory(
     kept = max(0, min(kept, available - fixed - part * per_token))
     peak = fixed + part * per_token + kept
     if peak > available:
-        raise JobFailed(
+        raise NotEnoughMemory(
             f"Training needs about {peak / _GIB:.1f} GiB of memory; {available / _GIB:.1f} GiB are free.",
-            hint="Close other programs, or lower max_seq_length.",
+            hint="Close other programs and start the same training again, or lower max_seq_length.",
         )
     return MemoryPlan(kept, part, peak)

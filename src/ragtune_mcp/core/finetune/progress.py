@@ -45,9 +45,15 @@ class Progress:
 
     def advance(self, work: float, message: str = "", **fields: Any) -> None:
         """Count work of the present phase; reports about once a second, and always when there are fields."""
+        self._count(self._done.get(self._phase, 0.0) + work, message, fields)
+
+    def reach(self, share: float, message: str, **fields: Any) -> None:
+        """Count a share, in [0, 1], of the present phase as done, by whatever attempt did it."""
+        self._count(share * self._planned.get(self._phase, 0.0), message, fields)
+
+    def _count(self, done: float, message: str, fields: dict[str, Any]) -> None:
         self._cancelled()
-        limit = self._planned.get(self._phase, 0.0)
-        self._done[self._phase] = min(limit, self._done.get(self._phase, 0.0) + work)
+        self._done[self._phase] = min(done, self._planned.get(self._phase, 0.0))
         if fields or time.monotonic() - self._last >= _EVERY_S:
             self._emit(message or self._phase, fields)
 

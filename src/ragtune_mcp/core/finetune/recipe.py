@@ -118,8 +118,10 @@ def _auto(config: FineTuningConfig, positives: int, layers: int, negatives: int)
     epochs = config.num_epochs
     if "num_epochs" not in explicit:
         epochs = min(max(_EPOCHS, -(-_LEAST_STEPS // per_epoch)), _MOST_EPOCHS)
-        if epochs > _EPOCHS:
-            reasons.append(f"{epochs} epochs: {_EPOCHS} would be only {per_epoch * _EPOCHS} steps.")
+        why = f": {_EPOCHS} would be only {per_epoch * _EPOCHS} steps" if epochs > _EPOCHS else ""
+        reasons.append(f"{epochs} epochs{why}.")
+    if "learning_rate" not in explicit:
+        reasons.append(f"Learning rate {learning_rate:g}.")
     steps = per_epoch * epochs
     warmup = config.warmup_steps if "warmup_steps" in explicit else round(_WARMUP_SHARE * steps)
     kept = sorted(explicit & {"learning_rate", "warmup_steps", "batch_size", "num_epochs"})

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from ragtune_mcp.core.finetune.checkpoint import Checkpoint, load_checkpoint, sa
 from ragtune_mcp.core.finetune.config import TrainingMetrics
 from ragtune_mcp.core.finetune.objectives import Batch, Objective
 from ragtune_mcp.core.finetune.recipe import Recipe
-from ragtune_mcp.core.finetune.selection import Encode, KeptStep
+from ragtune_mcp.core.finetune.selection import KeptStep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Validate = Callable[[Mapping[str, "Tensor"]], np.ndarray]
+# Texts and trainable weights -> (n, dim) unit vectors; None for the base weights.
+Read = Callable[[Sequence[str], "Mapping[str, Tensor] | None"], np.ndarray]
 _GRADIENT_NORM = 1.0
 
 
@@ -93,7 +95,8 @@ class FastTrainer:
         recipe: rate, epochs, batch size, seed.
         micro_tokens: tokens embedded with gradients at once; a larger batch is embedded twice, in parts, with
             the same gradient and bounded memory (gradient cache, Gao et al. 2021).
-        base: texts -> (n, dim) unit vectors of the base model, where they are known already.
+        read: gives the vectors of fixed texts; may raise to stop. The backbone's own by default.
+        on_part: called before each part of a batch; may raise to stop.
     """
 
     def __init__(
@@ -103,7 +106,8 @@ class FastTrainer:
         recipe: Recipe,
         *,
         micro_tokens: int,
-        base: Encode | None = None,
+        read: Read | None = None,
+        on_part: Callable[[], None] = lambda: None,
     ) -> None:
         import torch
 
@@ -111,7 +115,8 @@ class FastTrainer:
         self._objective = objective
         self._recipe = recipe
         self._micro_tokens = micro_tokens
-        self._base = base or backbone.encode
+        self._read = read or backbone.encode
+        self._on_part = on_part
         self._names = backbone.trainable()
         self._weights = {name: backbone.base_weights[name].clone().requires_grad_() for name in self._names}
         self._optimizer = torch.optim.AdamW(
@@ -130,8 +135,8 @@ class FastTrainer:
         Args:
             validate: (n,) scores of trainable weights, one per query, higher is better; None to keep the last
                 weights.
-            on_step: called after every step; may raise to stop. JobCancelled keeps the state in a checkpoint,
-                the best weights so far among it.
+            on_step: called after every step; may raise to stop. JobCancelled, wherever it is raised, keeps the
+                state in a checkpoint, the best weights so far among it.
             checkpoints: where to save and resume; None for neither.
 
         Returns:
@@ -140,32 +145,27 @@ class FastTrainer:
         Raises:
             JobFailed: training diverged.
         """
-        fingerprint = self._fingerprint()
+        fingerprint = self._fingerprint() if checkpoints else ""
         fresh = _Run(self._recipe.kept_step())
         run = (self._resume(checkpoints, fingerprint) if checkpoints else None) or fresh
         started = time.monotonic() - run.elapsed_s
         if run.step and self._is_due(run.step) and not run.validated:
             self._validate(run, validate)  # it was cancelled in the middle of this one
         while run.step < self.steps and not run.stopped_early:
-            if self._objective.fixed and run.step % self._per_epoch == 0:
-                self._fix(self._encode_fixed(run.step))
-            batch = self._batch(run.step)
-            self._set_rate(run.step)
-            loss = self._update(batch)
-            run.step += 1
-            run.losses.append(loss)
-            run.elapsed_s = time.monotonic() - started
-            tokens = int(self._backbone.table.lengths(self._backbone.table.rows(batch.texts)).sum())
-            epoch_end = run.step % self._per_epoch == 0
             try:
+                loss, tokens = self._step(run.step)
+                run.step += 1
+                run.losses.append(loss)
+                run.elapsed_s = time.monotonic() - started
                 if self._is_due(run.step):
                     self._validate(run, validate)
                 score = run.history[-1].eval_score if run.validated else None
                 on_step(Step(run.step, self.steps, run.step / self._per_epoch, loss, tokens, score))
             except JobCancelled:
-                if checkpoints:
+                if checkpoints and run.step:
                     self._save(checkpoints, fingerprint, run)
                 raise
+            epoch_end = run.step % self._per_epoch == 0
             if checkpoints and (epoch_end or run.step % self._recipe.save_steps == 0):
                 self._save(checkpoints, fingerprint, run)
         weights = self._best or self._snapshot()
@@ -179,6 +179,18 @@ class FastTrainer:
             run.stopped_early,
             np.array(run.kept.scores),
         )
+
+    def _step(self, step: int) -> tuple[float, int]:
+        """The step after `step` others; its loss and tokens. No weight has changed where it raises."""
+        import torch
+
+        if self._objective.fixed and step % self._per_epoch == 0:
+            vectors = self._read(self._objective.fixed, self._detached() if step else None)
+            self._fix(torch.from_numpy(vectors))
+        batch = self._batch(step)
+        self._set_rate(step)
+        tokens = int(self._backbone.table.lengths(self._backbone.table.rows(batch.texts)).sum())
+        return self._update(batch), tokens
 
     def _is_due(self, step: int) -> bool:
         return step % self._per_epoch == 0 or step % self._recipe.evaluation_steps == 0
@@ -197,6 +209,7 @@ class FastTrainer:
     def _update(self, batch: Batch) -> float:
         import torch
 
+        self._on_part()
         rows = self._backbone.table.rows(batch.texts)
         lengths = self._backbone.table.lengths(rows)
         if int(lengths.sum()) <= self._micro_tokens:
@@ -209,6 +222,7 @@ class FastTrainer:
             loss = self._objective.loss(vectors, batch.layout)
             loss.backward()  # type: ignore[no-untyped-call]
             for part in _parts(lengths, self._micro_tokens):
+                self._on_part()
                 gradient = vectors.grad[torch.from_numpy(part)]  # type: ignore[index]
                 torch.autograd.backward(self._backbone.embed(rows[part], self._weights), gradient)
         norm = float(torch.nn.utils.clip_grad_norm_(self._weights.values(), _GRADIENT_NORM))
@@ -237,12 +251,6 @@ class FastTrainer:
             self._best = self._snapshot()
         run.stopped_early = run.kept.exhausted
 
-    def _encode_fixed(self, step: int) -> Tensor:
-        import torch
-
-        fixed = self._objective.fixed
-        return torch.from_numpy(self._backbone.encode(fixed, self._detached()) if step else self._base(fixed))
-
     def _fix(self, vectors: Tensor) -> None:
         self._fixed = vectors
         self._objective.fix(vectors)
@@ -254,13 +262,16 @@ class FastTrainer:
         return {name: weight.detach().clone() for name, weight in self._weights.items()}
 
     def _fingerprint(self) -> str:
-        first = self._objective.batch(range(len(self._objective)))
         digest = hashlib.sha256(
             repr((self._recipe, self._names, self._backbone.max_tokens, str(self._backbone.dtype))).encode()
         )
-        for text in first.texts:
+        for step in range(self._per_epoch):
+            batch = self._batch(step)
+            for text in batch.texts:
+                digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+            _fold(digest, batch.layout)
+        for text in self._objective.fixed:
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        _fold(digest, first.layout)
         for name in self._names[:1]:
             digest.update(self._backbone.base_weights[name].numpy().tobytes())
         return digest.hexdigest()

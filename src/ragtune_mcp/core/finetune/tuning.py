@@ -19,7 +19,7 @@ from ragtune_mcp.core.finetune.base import BaseModel
 from ragtune_mcp.core.finetune.card import CardData, model_card
 from ragtune_mcp.core.finetune.config import FineTuningConfig, TrainingMetrics
 from ragtune_mcp.core.finetune.encoded import Encoded
-from ragtune_mcp.core.finetune.evaluation import Vectors, compare
+from ragtune_mcp.core.finetune.evaluation import Vectors
 from ragtune_mcp.core.finetune.evaluation import report as evaluation_report
 from ragtune_mcp.core.finetune.examples import grades, group_of, is_positive, ranking_examples
 from ragtune_mcp.core.finetune.gate import (
@@ -131,6 +131,9 @@ class _Run:
             hard_negatives=options.get("include_hard_negatives", True),
         )
         self._memory = self._plan_memory()
+        if self._memory:
+            gib = round(self._memory.peak_bytes / (1 << 30), 2)
+            progress.advance(0, f"expecting to take {gib} GiB of memory", memory_gib=gib)
         self._queries = sorted({pair.query for pair in dataset.pairs})
         self._plan_work()
         layers = self._backbone.layers or 1
@@ -201,7 +204,8 @@ class _Run:
             text_tokens=backbone.max_tokens,
             batch_tokens=round(recipe.batch_size * per_example),
             kept_bytes=(corpus + training) * backbone.shape.width * item_bytes if recipe.frozen_layers else 0,
-            vector_bytes=2 * len(self._ids) * backbone.shape.width * 4,
+            # Of both models, each once by text and once in the order of the corpus; and the token ids.
+            vector_bytes=4 * len(self._ids) * backbone.shape.width * 4 + 8 * corpus,
             item_bytes=item_bytes,
             available=psutil.virtual_memory().available,
         )
@@ -212,10 +216,14 @@ class _Run:
         layers = self._backbone.layers or 1
         self._upper = upper = layers - self._backbone.frozen
         corpus = self._backbone.token_count(self._texts)
-        answers = [
-            text for pair in self._parts.train if is_positive(pair) for text in (pair.query, pair.document)
+        ranking = self._recipe.loss == "ranking"
+        read = [
+            text
+            for pair in self._parts.train
+            if is_positive(pair) or not ranking
+            for text in (pair.query, pair.document)
         ]
-        per_epoch = self._backbone.token_count(answers)
+        per_epoch = self._backbone.token_count(read)
         in_batch = self._recipe.in_batch
         fixed = min(corpus, per_epoch * (self._recipe.mined_negatives - in_batch))
         held_out = min(corpus, 3000 * len({pair.query for pair in self._parts.validation}))
@@ -246,14 +254,18 @@ class _Run:
     def _encoded(self, weights: Mapping[str, Tensor]) -> Encoded:
         return Encoded(self._backbone, weights, lambda tokens: self._progress.advance(tokens * self._upper))
 
+    def _seen(self, weights: Mapping[str, Tensor]) -> Encoded:
+        """The same within training, whose progress is that of its steps."""
+        return Encoded(self._backbone, weights, lambda _: self._progress.advance(0))
+
     def _train(self, documents: np.ndarray, validation: ValidationSet, checkpoints: Path | None) -> Trained:
         recipe = self._recipe
-        validate = (lambda weights: validation.score(self._encoded(weights))) if len(validation) else None
+        validate = (lambda weights: validation.score(self._seen(weights))) if len(validation) else None
 
         def on_step(step: Step) -> None:
             validated = {} if step.eval_score is None else {"eval_score": round(step.eval_score, 4)}
-            self._progress.advance(
-                3 * step.tokens * self._upper,
+            self._progress.reach(
+                step.step / step.steps,
                 f"training, step {step.step} of {step.steps}",
                 loss=round(step.loss, 4),
                 step=step.step,
@@ -290,7 +302,8 @@ class _Run:
             objective,
             recipe,
             micro_tokens=self._memory.part_tokens,
-            base=self._by_base,
+            read=lambda texts, weights: (self._by_base if weights is None else self._seen(weights))(texts),
+            on_part=lambda: self._progress.advance(0),
         )
         return trainer.run(validate=validate, on_step=on_step, checkpoints=checkpoints)
 
@@ -336,10 +349,9 @@ class _Run:
             if pair.rating and pair.document in self._place
         }
         seed = self._config.random_seed
-        found = evaluation_report(base_run, tuned_run, qrels, rated, {query: query for query in qrels}, seed)
-        found["documents"] = len(self._ids)
         groups = {pair.query: group_of(pair) for pair in self._parts.test}
-        found["differences"] = compare(base_run, tuned_run, qrels).group_differences(groups)
+        found = evaluation_report(base_run, tuned_run, qrels, rated, groups, seed)
+        found["documents"] = len(self._ids)
         pairs = {
             "base": pair_metrics(self._by_base, self._parts.test),
             "tuned": pair_metrics(tuned, self._parts.test),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from ragtune_mcp.core.clock import from_iso, utc_now
+from ragtune_mcp.core.errors import NotEnoughMemory
 
 JobKind = Literal["finetune", "distill", "index", "export"]
 JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
@@ -77,8 +78,10 @@ class Job:
 
     @property
     def was_interrupted(self) -> bool:
-        """True when its worker was killed: nothing is wrong with the job, and a restart goes on with it."""
-        return self.error is not None and self.error.get("code") == DISAPPEARED
+        """True when its worker was killed or memory was short: nothing is wrong with the job, and a restart
+        goes on with it.
+        """
+        return self.error is not None and self.error.get("code") in (DISAPPEARED, NotEnoughMemory.code)
 
     @property
     def duration_s(self) -> float | None:

@@ -63,6 +63,24 @@ class EncoderSpec:
     probes: list[dict[str, Any]]
 
 
+def read_spec(paths: EncoderPaths) -> EncoderSpec:
+    """What an export is, once its files are found to be those it wrote; DigestMismatch where they are not."""
+    hint = "Call index_documents, which exports it again."
+    try:
+        spec = EncoderSpec(**json.loads(paths.config.read_text(encoding="utf-8")))
+        changed = [p.name for p in (paths.model, paths.tokenizer) if spec.files.get(p.name) != sha256_file(p)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DigestMismatch(
+            f"The serving encoder in {paths.folder} is damaged or incomplete: {error}.", hint=hint
+        ) from error
+    if changed:
+        raise DigestMismatch(
+            f"{', '.join(changed)} of the serving encoder {spec.digest[:12]} was changed after its export.",
+            hint=hint,
+        )
+    return spec
+
+
 class OnnxEncoder:
     """An exported model, loaded; safe to use from several threads.
 
@@ -77,19 +95,13 @@ class OnnxEncoder:
             folder: as `export_onnx` wrote it.
 
         Raises:
-            DigestMismatch: a file is not what the export wrote.
+            DigestMismatch: a file is missing or not what the export wrote.
         """
         import onnxruntime
         from tokenizers import Tokenizer
 
         paths = EncoderPaths(folder)
-        self.spec = EncoderSpec(**json.loads(paths.config.read_text(encoding="utf-8")))
-        for path in (paths.model, paths.tokenizer):
-            if self.spec.files.get(path.name) != sha256_file(path):
-                raise DigestMismatch(
-                    f"{path.name} of the serving encoder {self.digest[:12]} was changed after its export.",
-                    hint=f"Delete the folder {folder} and call index_documents, which exports it again.",
-                )
+        self.spec = read_spec(paths)
         # The file carries a truncation and a padding of its own, which are not those of the model.
         self._tokenizer = Tokenizer.from_file(str(paths.tokenizer))
         self._tokenizer.enable_truncation(self.spec.max_tokens)

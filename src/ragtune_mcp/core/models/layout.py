@@ -16,6 +16,8 @@ from ragtune_mcp.core.errors import InvalidInput
 
 PoolingMode = Literal["mean", "cls"]
 
+# What encode_query and encode_document of sentence-transformers look for.
+_PROMPTS = ("query", "document", "passage", "corpus")
 _OLD_MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
@@ -67,6 +69,25 @@ def read_layout(folder: Path) -> ModelLayout:
         max_tokens=_max_tokens(transformer, config, folder),
         prompt=_prompt(folder),
     )
+
+
+def refuse_prompts(folder: Path) -> None:
+    """Raise InvalidInput (code "unsupported_model") where queries or documents should begin with a prompt.
+
+    A default prompt is left to `read_layout`; these are applied only by who asks for them by name, so a model
+    encoded without them would look well and rank below what it can.
+    """
+    config = _optional(folder / "config_sentence_transformers.json")
+    prompts = {} if config.get("default_prompt_name") else config.get("prompts") or {}
+    for name in _PROMPTS:
+        if prompts.get(name):
+            raise InvalidInput(
+                f"The model {folder.name} wants {prompts[name]!r} before every {name}; queries and documents are "
+                "encoded alike here, without prompts.",
+                code="unsupported_model",
+                hint="Use a model without prompts, e.g. all-MiniLM-L6-v2. To tune and serve this one without, name a "
+                'copy inside the workspace whose config_sentence_transformers.json has "prompts": {}.',
+            )
 
 
 def _pooling_mode(pooling: dict[str, Any], folder: Path) -> PoolingMode:

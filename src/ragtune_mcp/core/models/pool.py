@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ragtune_mcp.core.errors import DigestMismatch, ExportMismatch, NotReady
-from ragtune_mcp.core.models.encoder import OnnxEncoder, Vectors
+from ragtune_mcp.core.models.encoder import OnnxEncoder, Vectors, read_spec
 from ragtune_mcp.core.models.registry import Registry
 from ragtune_mcp.core.workspace import EncoderPaths, Workspace
 
@@ -34,6 +34,8 @@ class EncoderPool:
         self._lock = threading.Lock()
         self._encoders: OrderedDict[str, Future[OnnxEncoder]] = OrderedDict()
         self._queries: OrderedDict[tuple[str, str], Vectors] = OrderedDict()
+        # Digest -> the state in which its files were last found to be those of the export.
+        self._intact: dict[str, tuple[tuple[int, ...], ...]] = {}
 
     def folder(self, version: str) -> Path:
         """Where the serving encoder of a version lies, or will once it is exported."""
@@ -43,6 +45,21 @@ class EncoderPool:
         """True when the version's encoder is loaded, so that `get` answers at once."""
         future = self._encoders.get(self._registry.get(version).digest)
         return future is not None and future.done() and future.exception() is None
+
+    def is_exported(self, version: str) -> bool:
+        """True when the encoder's files are those of its export; hashed again only once they were touched."""
+        digest = self._registry.get(version).digest
+        paths = self._workspace.encoder(digest)
+        try:
+            stats = [path.stat() for path in (paths.config, paths.model, paths.tokenizer)]
+            state = tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+            if self._intact.get(digest) != state:
+                if read_spec(paths).digest != digest:
+                    return False
+                self._intact[digest] = state
+        except (OSError, DigestMismatch):
+            return False
+        return True
 
     def get(self, version: str, wait_s: float = LOAD_WAIT_S) -> OnnxEncoder:
         """The encoder of a version.
@@ -92,18 +109,23 @@ class EncoderPool:
                 self._queries.popitem(last=False)
         return vector
 
-    def check(self, version: str, wait_s: float = 60.0) -> None:
-        """Load a version's encoder and compare its vectors of the probe texts with those of the source model.
+    def check(self, version: str) -> None:
+        """Load a version's encoder anew and compare its vectors of the probe texts with those of the source model.
+
+        What counts is what other processes will load, not the copy in memory, which may be older than damage.
 
         Args:
             version: a registered version.
-            wait_s: how long to wait while it loads.
 
         Raises:
             ExportMismatch: a vector differs.
-            NotReady: it was not exported yet, or is still loading.
+            DigestMismatch: its files are not those of the version.
+            NotReady: it was not exported yet.
         """
-        encoder = self.get(version, wait_s)
+        digest = self._registry.get(version).digest
+        # A changed file may look untouched.
+        self._intact.pop(digest, None)
+        encoder = _load(self._exported(digest, version), digest)
         probes = encoder.spec.probes
         vectors = encoder.encode([probe["text"] for probe in probes])
         recorded = np.array([probe["vector"] for probe in probes], dtype=np.float32)
@@ -115,39 +137,55 @@ class EncoderPool:
                 f" (cosine {cosines.min():.6f}).",
                 hint=f"Delete {self.folder(version)} and call index_documents, which exports it again.",
             )
+        with self._lock:
+            self._keep(digest, Future()).set_result(encoder)
 
     def _future(self, digest: str, version: str) -> Future[OnnxEncoder]:
         with self._lock:
             future = self._encoders.get(digest)
             if future is None or (future.done() and future.exception() is not None):
-                paths = self._workspace.encoder(digest)
-                if not paths.config.exists():
-                    raise NotReady(
-                        f"The query encoder of {version} has not been exported yet.",
-                        hint="Call index_documents; its job exports it.",
-                    )
+                paths = self._exported(digest, version)
                 future = Future()
-                self._encoders[digest] = future
                 threading.Thread(
-                    target=_load, args=(paths, digest, future), name="load-encoder", daemon=True
+                    target=_load_into, args=(future, paths, digest), name="load-encoder", daemon=True
                 ).start()
-            self._encoders.move_to_end(digest)
-            while len(self._encoders) > _ENCODERS_KEPT:
-                self._encoders.popitem(last=False)
-            return future
+            return self._keep(digest, future)
 
-
-def _load(paths: EncoderPaths, digest: str, future: Future[OnnxEncoder]) -> None:
-    try:
-        encoder = OnnxEncoder(paths.folder)
-        if encoder.digest != digest:
-            raise DigestMismatch(
-                f"{paths.folder} holds the encoder of another model ({encoder.digest[:12]})."
+    def _exported(self, digest: str, version: str) -> EncoderPaths:
+        paths = self._workspace.encoder(digest)
+        if not paths.config.exists():
+            raise NotReady(
+                f"The query encoder of {version} has not been exported yet.",
+                hint="Call index_documents; its job exports it.",
             )
-        # The first run allocates; better here than in the first search.
-        encoder.encode(["warm up"])
+        return paths
+
+    def _keep(self, digest: str, future: Future[OnnxEncoder]) -> Future[OnnxEncoder]:
+        """Called with the lock held; the one used longest ago is let go."""
+        self._encoders[digest] = future
+        self._encoders.move_to_end(digest)
+        while len(self._encoders) > _ENCODERS_KEPT:
+            self._encoders.popitem(last=False)
+        return future
+
+
+def _load_into(future: Future[OnnxEncoder], paths: EncoderPaths, digest: str) -> None:
+    try:
+        encoder = _load(paths, digest)
     except BaseException as error:
         # Raised again in every thread that asks for the encoder.
         future.set_exception(error)
     else:
         future.set_result(encoder)
+
+
+def _load(paths: EncoderPaths, digest: str) -> OnnxEncoder:
+    encoder = OnnxEncoder(paths.folder)
+    if encoder.digest != digest:
+        raise DigestMismatch(
+            f"{paths.folder} holds the encoder of another model ({encoder.digest[:12]}).",
+            hint="Call index_documents, which exports it again.",
+        )
+    # The first run allocates; better here than in the first search.
+    encoder.encode(["warm up"])
+    return encoder

@@ -16,6 +16,7 @@ from ragtune_mcp.core.errors import Conflict, DigestMismatch, InvalidInput, Unkn
 from ragtune_mcp.core.finetune.base import resolve_base_model
 from ragtune_mcp.core.models.audit import AuditLog
 from ragtune_mcp.core.models.files import digest_of, hash_every_file, hash_files, require_same, write_json
+from ragtune_mcp.core.models.layout import refuse_prompts
 from ragtune_mcp.core.workspace import Workspace, manifest_path, sha256_file
 
 ModelKind = Literal["base", "tuned"]
@@ -138,7 +139,7 @@ class Registry:
 
         Raises:
             DigestMismatch: the name is registered with other files.
-            IntegrityError: the folder holds no safetensors weights.
+            IntegrityError: the folder holds no safetensors weights; InvalidInput: the model wants prompts.
         """
         name = name.removeprefix(_HUB_PREFIX)
         at_path = self._at(path)
@@ -147,6 +148,7 @@ class Registry:
         files = hash_files(path)
         known = self._find(name)
         if known is None:
+            refuse_prompts(path)
             manifest = {
                 "version": name,
                 "kind": "base",

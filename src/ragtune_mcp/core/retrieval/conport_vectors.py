@@ -111,6 +111,9 @@ class ConPortVectors:
     def replace(self, items: Sequence[Item], vectors: Vectors) -> None:
         """Put vectors in the place of those that are there; the first time those become the backup.
 
+        The model laid for the vectors before goes first: killed on the way, ConPort finds no model and says so,
+        where the model of other vectors would mislead it without a word. `provide_model` comes next.
+
         Args:
             items: what they stand for.
             vectors: (n, dimension) float32 in the same order.
@@ -123,6 +126,7 @@ class ConPortVectors:
             _write(fresh, items, vectors)
             # Encoding may have taken minutes, in which somebody opened their editor again.
             self.require_stopped()
+            self._remove_model()
             self._put_aside()
             fresh.rename(self._vectors)
         finally:
@@ -140,12 +144,12 @@ class ConPortVectors:
                 f"There is no backup {self._backup}.",
                 hint=f"conport-reindex {MODEL_NAME} makes the vectors of the base model anew.",
             )
+        self._remove_model()
         replaced = self._vectors.with_name(f"{self._vectors.name}.{secrets.token_hex(4)}")
         if self._vectors.exists():
             self._vectors.rename(replaced)
         self._backup.rename(self._vectors)
         shutil.rmtree(replaced, ignore_errors=True)
-        shutil.rmtree(self._cache, ignore_errors=True)
 
     def provide_model(self, folder: Path) -> dict[str, str]:
         """Lay a model where ConPort looks for its own.
@@ -156,11 +160,10 @@ class ConPortVectors:
         Returns:
             The environment variables with which ConPort loads it.
         """
-        hub = self._cache / "hub" / f"models--sentence-transformers--{MODEL_NAME}"
-        shutil.rmtree(self._cache, ignore_errors=True)
-        shutil.copytree(folder, hub / "snapshots" / _REVISION)
-        (hub / "refs").mkdir()
-        (hub / "refs" / "main").write_text(_REVISION, encoding="utf-8")
+        self._remove_model()
+        shutil.copytree(folder, self._reference.parents[1] / "snapshots" / _REVISION)
+        self._reference.parent.mkdir()
+        self._reference.write_text(_REVISION, encoding="utf-8")
         return {"HF_HOME": str(self._cache), "HF_HUB_OFFLINE": "1"}
 
     def _is_conports(self, file: Path) -> bool:
@@ -169,13 +172,24 @@ class ConPortVectors:
         is_database = file.parent == database.parent and file.name.startswith(database.name)
         return is_database or file.is_relative_to(vectors)
 
+    @property
+    def _reference(self) -> Path:
+        """The file without which a laid model is not found."""
+        return self._cache / "hub" / f"models--sentence-transformers--{MODEL_NAME}" / "refs" / "main"
+
+    def _remove_model(self) -> None:
+        # First what the model is found by, so that a half-removed one is never loaded.
+        self._reference.unlink(missing_ok=True)
+        shutil.rmtree(self._cache, ignore_errors=True)
+
     def _put_aside(self) -> None:
-        if not self._vectors.exists():
-            return
         if self._backup.exists():
-            shutil.rmtree(self._vectors)
-        else:
+            shutil.rmtree(self._vectors, ignore_errors=True)
+        elif self._vectors.exists():
             self._vectors.rename(self._backup)
+        else:
+            # ConPort had made none; the next time, ours must not be taken for what it had.
+            self._backup.mkdir()
 
 
 def _write(folder: Path, items: Sequence[Item], vectors: Vectors) -> None:
@@ -188,13 +202,13 @@ def _write(folder: Path, items: Sequence[Item], vectors: Vectors) -> None:
     try:
         with _conports_embedding_function() as named:
             collection = client.get_or_create_collection(COLLECTION, embedding_function=named)
-        for start in range(0, len(items), _PAGE):
-            page = items[start : start + _PAGE]
-            collection.upsert(
-                ids=[item.vector_id for item in page],
-                embeddings=np.asarray(vectors[start : start + _PAGE], dtype=np.float32),
-                metadatas=[item.metadata for item in page],
-            )
+            for start in range(0, len(items), _PAGE):
+                page = items[start : start + _PAGE]
+                collection.upsert(
+                    ids=[item.vector_id for item in page],
+                    embeddings=np.asarray(vectors[start : start + _PAGE], dtype=np.float32),
+                    metadatas=[item.metadata for item in page],
+                )
     finally:
         client.close()  # type: ignore[attr-defined]
 
@@ -204,7 +218,8 @@ def _conports_embedding_function() -> Iterator[Any]:
     """What ConPort stores with its collection, and refuses it without; its model is not loaded."""
     from chromadb.utils.embedding_functions import SentenceTransformerEmbeddingFunction
 
-    # Chroma makes the function anew from what is stored, and looks here before it loads a model.
+    # Chroma makes the function anew from what is stored, also for each upsert, and looks here before it loads a
+    # model.
     loaded = SentenceTransformerEmbeddingFunction.models
     loaded[MODEL_NAME] = None
     try:

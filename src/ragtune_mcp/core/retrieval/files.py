@@ -12,7 +12,7 @@ from ragtune_mcp.core.retrieval.definitions import SUFFIXES as CODE
 from ragtune_mcp.core.retrieval.definitions import code_sections
 from ragtune_mcp.core.retrieval.documents import Document, Scan, storable
 from ragtune_mcp.core.retrieval.markup import markdown_sections, rst_sections, text_sections
-from ragtune_mcp.core.retrieval.reading import CONVERTED, Skip, convert, read_text, refuse_secret
+from ragtune_mcp.core.retrieval.reading import CONVERTED, Skip, convert, read_text, refuse_name
 from ragtune_mcp.core.retrieval.walk import is_private, match_files
 from ragtune_mcp.core.workspace import Workspace
 
@@ -89,11 +89,11 @@ def read_file(workspace: Workspace, path: str, *, named: bool) -> list[Document]
 
 def _refuse(workspace: Workspace, path: str) -> None:
     """Raise Skip for what must not be read, by the file's own name and by that of what it links to."""
-    refuse_secret(path)
+    refuse_name(path)
     real_root, real = workspace.root.resolve(), (workspace.root / path).resolve()
     if real.is_relative_to(real_root):
         target = real.relative_to(real_root).as_posix()
-        refuse_secret(target)
+        refuse_name(target)
         if is_private(workspace, target):
             raise Skip("ignored")
 

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragtune_mcp.core.errors import InvalidInput, UnknownId
+from ragtune_mcp.core.errors import ChromaUnavailable, InvalidInput, UnknownId
 from ragtune_mcp.core.retrieval.documents import Document, Scan, storable
 from ragtune_mcp.core.retrieval.store import connect, parse_url
 from ragtune_mcp.core.workspace import Workspace
@@ -80,7 +80,8 @@ def _open(workspace: Workspace) -> Iterator[ClientAPI]:
             hint=f"Set {_VARIABLE} to the folder or the URL of your Chroma, then repeat.",
         )
     if "://" in where:
-        yield connect(*parse_url(where, _VARIABLE))
+        with _answering(where):
+            yield connect(*parse_url(where, _VARIABLE))
         return
     database = workspace.inside(where) / _DATABASE
     if not database.is_file():
@@ -91,6 +92,17 @@ def _open(workspace: Workspace) -> Iterator[ClientAPI]:
         _snapshot(database, Path(folder) / _DATABASE)
         with _embedded(folder) as client:
             yield client
+
+
+@contextmanager
+def _answering(url: str) -> Iterator[None]:
+    import httpx
+    from chromadb.errors import ChromaError
+
+    try:
+        yield
+    except (httpx.HTTPError, ChromaError) as error:
+        raise ChromaUnavailable(f"The Chroma at {url} stopped answering: {error}.") from error
 
 
 def _snapshot(database: Path, copy: Path) -> None:

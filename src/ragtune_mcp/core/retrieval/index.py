@@ -48,6 +48,7 @@ class IndexState:
     """Where the index of one version stands.
 
     Attributes:
+        state: gone when Chroma does not have the recorded collection any more.
         indexed: vectors in the collection that serves or, without one, that is being built.
         to_encode: documents that lack the vector of their present text there.
         estimate_s: expected seconds to finish, from what encoding has cost here so far; None before the
@@ -55,7 +56,7 @@ class IndexState:
     """
 
     version: str
-    state: Literal["missing", "building", "ready"]
+    state: Literal["missing", "building", "ready", "gone"]
     documents: int
     indexed: int
     to_encode: int
@@ -97,13 +98,20 @@ class VectorIndex:
         return [collection.version for collection in self._catalog.all() if collection.state != "retired"]
 
     def state(self, version: str) -> IndexState:
-        """Where the index of a version stands and what completing it would cost."""
+        """Where the index of a version stands and what completing it would cost; asks Chroma."""
         found = self._catalog.find(version, "ready") or self._catalog.find(version, "building")
-        name = found.name if found else ""
+        is_gone = found is not None and not self._chroma.exists(found.name)
+        name = found.name if found and not is_gone else ""
         missing = self._catalog.count_pending(name)
         return IndexState(
             version=version,
-            state="missing" if found is None else "ready" if found.state == "ready" else "building",
+            state="missing"
+            if found is None
+            else "gone"
+            if is_gone
+            else "ready"
+            if found.state == "ready"
+            else "building",
             documents=self._catalog.count_documents(),
             indexed=self._catalog.count(name),
             to_encode=missing,

@@ -34,12 +34,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who owns the store: a process, named for good, and its port."""
+    """Who owns the store: a process, named for good, its port, and the lock file it holds."""
 
     place: str
     pid: int
     started: str
     port: int
+    lock: str
 
     @property
     def is_alive(self) -> bool:
@@ -54,11 +55,26 @@ class Owner:
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
+    @classmethod
+    def of(cls, workspace: Workspace) -> Owner | None:
+        """The owner of this workspace's store; None also where the file was copied with another workspace's."""
+        owner = cls.read(workspace.chroma_owner)
+        return owner if owner is not None and owner.lock == _identity(workspace.chroma_lock) else None
+
     def write(self, path: Path) -> None:
         """Replace the file in one step."""
         draft = path.with_suffix(f".{self.pid}.tmp")
         draft.write_text(json.dumps(asdict(self)), encoding="utf-8")
         os.replace(draft, path)
+
+
+def _identity(lock: Path) -> str:
+    # A workspace that is moved keeps the file, and with it the owner; one that is copied gets a file of its own.
+    try:
+        found = lock.stat()
+    except FileNotFoundError:
+        return ""
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 def heartbeat(port: int, timeout_s: float = 2.0) -> bool:
@@ -131,7 +147,7 @@ class _Watch(threading.Thread):
 
     def _owner(self) -> Owner:
         me = process_name()
-        return Owner(me.place, me.pid, me.started, self.port)
+        return Owner(me.place, me.pid, me.started, self.port, _identity(self._workspace.chroma_lock))
 
     def _is_ours(self) -> bool:
         # Another program may have taken the port between the choice and Chroma's bind; its answer is not

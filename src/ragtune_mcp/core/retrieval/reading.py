@@ -18,7 +18,15 @@ _SECRETS = re.compile(
     |\.netrc|\.npmrc|\.pypirc|\.pgpass|\.htpasswd|credentials(\.\w+)?|secrets?\.\w+|\.dockercfg)\Z""",
     re.IGNORECASE | re.VERBOSE,
 )
-_PRIVATE_KEY = re.compile(r"^-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----", re.MULTILINE)
+_HEADER = r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
+# Line ends, also spelt ones, and what surrounds a line in a literal, a comment or a quotation. Possessive, so that
+# no text makes the search slow.
+_GAP = r"(?:\\++[nr]|[^A-Za-z0-9]){0,60}+"
+_FIELD = r"[A-Z][A-Za-z-]{2,30}+: [^\n\\\"']{1,80}+"
+# A name of a program or a long word is no base64.
+_BASE64 = r"(?:(?=[A-Za-z]*[0-9+/])[A-Za-z0-9+/=]{16,}|[A-Za-z]{40,})"
+# A header that does not begin its line counts only with key material behind it: a page may speak of the header.
+_PRIVATE_KEY = re.compile(rf"^{_HEADER}|{_HEADER}{_GAP}(?:{_FIELD}{_GAP}){{0,4}}+{_BASE64}", re.MULTILINE)
 
 
 class Skip(Exception):
@@ -29,8 +37,12 @@ class Skip(Exception):
         self.reason = reason
 
 
-def refuse_secret(path: str) -> None:
-    """Raise Skip for a file whose name says that it holds a secret."""
+def refuse_name(path: str) -> None:
+    """Raise Skip for a file whose name says that it holds a secret, or is not UTF-8 and so can be no id."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Skip("not_utf8") from error
     if _SECRETS.match(PurePosixPath(path).name):
         raise Skip("secret")
 

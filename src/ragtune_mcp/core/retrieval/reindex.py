@@ -1,4 +1,7 @@
-"""Keeping the index up to date: plan, apply, and build collections blue/green.
+"""Keeping the index up to date: plan, store, and build collections blue/green.
+
+A source is read and its documents are stored under one lock (`storing`), so that nobody stores what they read
+before somebody else's later reading.
 
 A version's collection is built beside the one that serves, in batches that are each recorded once Chroma has
 confirmed them; a killed build goes on where it stopped. Documents that change meanwhile are caught up
@@ -10,12 +13,14 @@ else is touched.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from ragtune_mcp.core.errors import NotReady
 from ragtune_mcp.core.models.encoder import Encoder, Vectors
 from ragtune_mcp.core.retrieval.catalog import Collection
 from ragtune_mcp.core.retrieval.chroma import VectorsGone
@@ -31,6 +36,7 @@ Cancelled = Callable[[], None]
 # One batch is encoded, written and recorded at a time: what a kill can cost, and how often progress is told.
 _BATCH = 256
 _TRIES = 5
+_LOCK_POLL_S = 0.5
 
 
 class EncoderPool(Protocol):
@@ -62,6 +68,41 @@ class BuildReport:
     seconds: float
 
 
+@contextmanager
+def storing(
+    workspace: Workspace, *, wait_s: float = float("inf"), cancelled: Cancelled = lambda: None
+) -> Iterator[None]:
+    """Be the only process that reads a source and stores its documents; waits for another one to finish or die.
+
+    Load encoders before: others wait meanwhile.
+
+    Args:
+        workspace: whose documents.
+        wait_s: how long to wait.
+        cancelled: raises when the wait should stop.
+
+    Raises:
+        NotReady: another process still reads.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, deadline = FileLock(workspace.documents_lock), time.monotonic() + wait_s
+    while not lock.is_locked:
+        cancelled()
+        try:
+            lock.acquire(timeout=min(_LOCK_POLL_S, max(0.0, deadline - time.monotonic())))
+        except Timeout as error:
+            if time.monotonic() >= deadline:
+                raise NotReady(
+                    f"Another process has been reading documents for {wait_s:.0f} s.",
+                    hint="Repeat the call when it has finished; job_status tells where an index job stands.",
+                ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def plan_index(
     workspace: Workspace,
     documents: DocumentStore,
@@ -91,8 +132,7 @@ def plan_index(
     return documents.plan(read_source(workspace, source, paths, documents.origins, conport))
 
 
-def apply_plan(
-    plan: IndexPlan,
+def update_collections(
     documents: DocumentStore,
     index: VectorIndex,
     encoders: EncoderPool,
@@ -101,11 +141,10 @@ def apply_plan(
     progress: Progress = lambda share, message: None,
     cancelled: Cancelled = lambda: None,
 ) -> list[BuildReport]:
-    """Store a plan's documents and bring the collections of the serving versions up to date.
+    """Bring the collections of the serving versions up to date with the stored documents.
 
     Args:
-        plan: what changes.
-        documents: where texts are stored, at once and in one transaction.
+        documents: what to index.
         index: where vectors are stored.
         encoders: gives each version's encoder.
         versions: champion and, while a test runs, the other variant; a version without a collection gets one.
@@ -116,9 +155,8 @@ def apply_plan(
         One report a version.
 
     Raises:
-        NotReady: an encoder is still loading; the documents are stored, and the next call encodes them.
+        NotReady: an encoder is still loading; the next call encodes the documents.
     """
-    documents.apply(plan)
     reports = []
     for n, version in enumerate(versions):
         report = build_collection(

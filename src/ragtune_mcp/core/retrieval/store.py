@@ -123,7 +123,7 @@ class ChromaStore:
         deadline = time.monotonic() + _START_LIMIT_S
         child: subprocess.Popen[bytes] | None = None
         while time.monotonic() < deadline:
-            owner = Owner.read(self._workspace.chroma_owner)
+            owner = Owner.of(self._workspace)
             if owner is not None and owner.is_alive:
                 if heartbeat(owner.port):
                     return owner.port
@@ -191,7 +191,7 @@ def stop_store(workspace: Workspace) -> bool:
     Raises:
         ChromaUnavailable: it did not end within 15 seconds.
     """
-    owner = Owner.read(workspace.chroma_owner)
+    owner = Owner.of(workspace)
     if owner is None or not owner.is_alive:
         return False
     workspace.chroma_owner.unlink(missing_ok=True)

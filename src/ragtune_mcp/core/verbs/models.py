@@ -50,6 +50,10 @@ class ModelVerbs(RetrievalVerbs):
         checks = self._check(target, "promote")
         if forced:
             checks.append(f"gate verdict block overridden: {forced}")
+        if target.kind != "base" and target.base_model != current:
+            checks.append(
+                f"its gate compared it with {target.base_model}, not with the champion {current}; an A/B test does that"
+            )
         return self._switch("promote", current, target.version, checks, confirm, reason)
 
     def rollback_model(self, version: str = "", *, confirm: bool = False, reason: str = "") -> SwitchResult:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from ragtune_mcp.core.errors import InvalidInput, NotReady, RagTuneError
+from ragtune_mcp.core.errors import IntegrityError, InvalidInput, NotReady, RagTuneError
 from ragtune_mcp.core.jobs.job import FINAL
 from ragtune_mcp.core.results import FeedbackRecorded, IndexResult, SearchResult, SearchResults
 from ragtune_mcp.core.retrieval.documents import IndexPlan
-from ragtune_mcp.core.retrieval.reindex import apply_plan, build_collection, plan_index
+from ragtune_mcp.core.retrieval.reindex import build_collection, plan_index, storing, update_collections
 from ragtune_mcp.core.verbs.trials import TrialVerbs, about
 
 _INLINE_CHUNKS = 64
 _QUERY_LIMIT = 10_000
 _WARM_UP_S = 20.0
+_READING_WAIT_S = 20.0
 _NEWEST_KEPT = 2
 
 
@@ -23,22 +24,32 @@ class RetrievalVerbs(TrialVerbs):
 
     def index_documents(self, *, paths: Sequence[str] = (), source: str = "files") -> IndexResult:
         """Bring the index up to date with files, ConPort items or a Chroma collection of the user's own."""
-        plan = plan_index(
-            self.workspace, self.documents, paths=tuple(paths), source=source, conport=lambda: self.conport
-        )
         versions = self.serving_versions()
-        is_complete = bool(versions) and all(self.has_index(version) for version in versions)
-        if is_complete and not plan.changes and not plan.moved:
-            return _indexed(plan, "Everything is up to date.")
-        if is_complete and plan.changes <= _INLINE_CHUNKS and self._are_loaded(versions):
-            apply_plan(plan, self.documents, self.index, self.encoders, versions)
+        are_loaded = bool(versions) and self._are_loaded(versions)
+        with storing(self.workspace, wait_s=_READING_WAIT_S):
+            plan = plan_index(
+                self.workspace,
+                self.documents,
+                paths=tuple(paths),
+                source=source,
+                conport=lambda: self.conport,
+            )
+            # Asked after the plan was made: what it does not name may still wait for another process to encode it.
+            is_complete = bool(versions) and all(self.has_index(version) for version in versions)
+            if is_complete and not plan.changes and not plan.moved:
+                return _indexed(plan, "Everything is up to date.")
+            at_once = is_complete and are_loaded and plan.changes <= _INLINE_CHUNKS
+            if at_once:
+                self.documents.apply(plan)
+        if at_once:
+            update_collections(self.documents, self.index, self.encoders, versions)
             self.catch_up_with_switches(versions)
             return _indexed(plan, "The index is up to date.")
         # A job that already runs may have read the files before their last change.
         job = self.submit_once("index", {"paths": list(paths), "source": source}, unless=(*FINAL, "running"))
         return _indexed(
             plan,
-            f"Indexing runs in the background{about(self._estimate_s(plan, versions))}; the counts are its plan.",
+            self._told_first(plan, versions),
             job_id=job.job_id,
             next_step=f"Call job_status with job_id={job.job_id!r}, wait_s=30 until completed, then search.",
         )
@@ -119,10 +130,13 @@ class RetrievalVerbs(TrialVerbs):
         others += [trial.baseline_version, trial.test_version] if trial else []
         return list(dict.fromkeys([champion, *(v for v in others if v and self.index.count(v))]))
 
-    def _estimate_s(self, plan: IndexPlan, versions: Sequence[str]) -> float | None:
-        texts = len(plan.new) + len(plan.changed)
-        behind = sum(self.index.state(version).to_encode for version in versions)
-        return self.index.estimate_s(texts * max(1, len(versions)) + behind)
+    def _told_first(self, plan: IndexPlan, versions: Sequence[str]) -> str:
+        texts, states = len(plan.new) + len(plan.changed), [self.index.state(version) for version in versions]
+        behind = sum(state.to_encode for state in states)
+        estimate_s = self.index.estimate_s(texts * max(1, len(versions)) + behind)
+        gone = ", ".join(state.version for state in states if state.state == "gone")
+        told = f"Indexing runs in the background{about(estimate_s)}; the counts are its plan."
+        return f"The vectors of {gone} are gone from the store. {told}" if gone else told
 
     def catch_up_with_switches(self, done: Sequence[str]) -> None:
         """Index the documents just stored for versions that came to serve while they were indexed for others.
@@ -157,7 +171,7 @@ class RetrievalVerbs(TrialVerbs):
         try:
             for version in versions:
                 self.encoders.get(version, wait_s=_WARM_UP_S)
-        except NotReady:
+        except (NotReady, IntegrityError):
             return False
         return True
 

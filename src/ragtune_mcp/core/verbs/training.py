@@ -18,6 +18,7 @@ from ragtune_mcp.core.finetune.base import resolve_base_model
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.student import layers_to_keep
 from ragtune_mcp.core.jobs.job import FINAL, Job, JobKind, JobState
+from ragtune_mcp.core.models.layout import refuse_prompts
 from ragtune_mcp.core.parts import Parts
 from ragtune_mcp.core.results import (
     CancelResult,
@@ -152,8 +153,16 @@ class TrainingVerbs(Parts):
                 hint="Call generate_training_data with more feedback.",
             )
         name = settings.base_model_name
-        if not self.registry.has(name):
-            resolve_base_model(name, self.workspace.root, self.settings.ragtune_allow_downloads)
+        if self.registry.has(name):
+            base = self.registry.resolve(name)
+            if base.gate is not None and base.gate["verdict"] == "block":
+                raise GateBlocked(
+                    f"The gate blocked {name!r}; what is tuned from it would be judged against it alone.",
+                    hint="Name a base model, or a version that passed its gate; see list_models.",
+                )
+        else:
+            found = resolve_base_model(name, self.workspace.root, self.settings.ragtune_allow_downloads)
+            refuse_prompts(found.path)
         documents = self.documents.count()
         spec = {
             "training_data_path": str(path),
@@ -326,5 +335,8 @@ def _next_step(job: Job, gate: Mapping[str, Any] | None) -> str:
         ollama = job.result["ollama"]
         has_passed = job.result["checks"]["ollama"]["status"] == "passed"
         checked = f"The Ollama at {ollama['url']} gave the same vectors. " if has_passed else ""
-        return f"{checked}To keep the model in Ollama: {job.result['commands']['create']}"
+        return (
+            f"{checked}To keep the model in Ollama: {job.result['commands']['create']}"
+            " ; without the program ollama here, commands.create_over_http of this result does the same."
+        )
     return ""

@@ -14,6 +14,7 @@ from ragtune_mcp.core.errors import (
     IntegrityError,
     InvalidInput,
     NotReady,
+    ServiceUnavailable,
 )
 from ragtune_mcp.core.experiment.decision_log import final_decision, mark_told, told_mark, untold
 from ragtune_mcp.core.experiment.plot import effect_svg
@@ -179,7 +180,7 @@ class TrialVerbs(TrainingVerbs):
 
     def has_index(self, version: str) -> bool:
         """True when a version can answer searches: its collection is complete and its encoder exported."""
-        return self.index.is_intact(version) and self.encoders.folder(version).is_dir()
+        return self.index.is_intact(version) and self.encoders.is_exported(version)
 
     def require_index(self, model: ModelVersion) -> None:
         """Raise NotReady, starting the missing index job, unless the version can answer searches."""
@@ -187,9 +188,21 @@ class TrialVerbs(TrainingVerbs):
             return
         state = self.index.state(model.version)
         job = self.submit_once("index", {"version": model.version})
-        raise NotReady(
+        lack = (
             f"The index of {model.version} lacks {state.to_encode} of {state.documents} documents; "
-            f"job {job.job_id} adds them{about(state.estimate_s)}.",
+            f"job {job.job_id} adds them{about(state.estimate_s)}."
+        )
+        if state.state == "gone":
+            lack = (
+                f"The vectors of {model.version} are gone from the store; job {job.job_id} makes those of "
+                f"{state.documents} documents anew{about(state.estimate_s)}."
+            )
+        elif not state.to_encode and not self.encoders.is_exported(model.version):
+            lack = (
+                f"The serving encoder of {model.version} is missing or damaged; job {job.job_id} exports it."
+            )
+        raise NotReady(
+            lack,
             hint=f"Call job_status with job_id={job.job_id!r}, wait_s=30 until completed, then repeat this call.",
         )
 
@@ -228,22 +241,28 @@ class TrialVerbs(TrainingVerbs):
         return f"{salt}/{earlier}" if salt and earlier else salt
 
     def _watch_ramp(self) -> None:
-        if not self.ramp.is_due():
+        due = self.ramp.due()
+        if due is None:
             return
         try:
+            if due.outcome is RampOutcome.ROLL_BACK:
+                # As for a roll-back by hand; before the transaction, since it may take seconds.
+                baseline = self.registry.verify(due.trial.baseline_version)
+                self.require_index(baseline)
+                self.encoders.check(baseline.version)
             with self.db.transaction():
-                self._conclude_ramp()
-        except IntegrityError as error:
-            # The damaged version must not serve; the ramp goes on, and the next look tries again.
+                self._conclude_ramp(due.outcome)
+        except (IntegrityError, ServiceUnavailable, NotReady, Conflict) as error:
+            # A version that cannot answer must not serve; the ramp goes on, and the next look tries again.
             self._log_blocked(f"the roll-back is blocked: {error.message}")
 
-    def _conclude_ramp(self) -> None:
-        end = self.ramp.check()
+    def _conclude_ramp(self, outcome: RampOutcome) -> None:
+        end = self.ramp.check(outcome)
         if end is None:
             return
         trial, why = end.trial, "; ".join(end.reasons)
-        if end.outcome is RampOutcome.ROLL_BACK:
-            self.registry.verify(trial.baseline_version)
+        if outcome is RampOutcome.ROLL_BACK:
+            self.require_still_indexed(trial.baseline_version)
             self.registry.set_alias(
                 "champion", trial.baseline_version, actor="ramp", reason=why, action="rollback"
             )

@@ -5,6 +5,7 @@ Needs torch, so only a worker calls it.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ragtune_mcp.core.errors import InvalidInput
 from ragtune_mcp.core.models.exporters.bert import BertSource, read_bert
 from ragtune_mcp.core.models.exporters.gguf_file import Quantization, write_gguf
+from ragtune_mcp.core.models.exporters.ollama_server import OllamaServer
 from ragtune_mcp.core.models.exporters.parity import (
     THRESHOLDS,
     Reference,
@@ -58,7 +60,7 @@ def export_ollama(
         quantization: of the weight matrices.
         texts: documents of the user, compared beside the fixed probes.
         queries: what the user asked; compared too, and the report says whether they still find the same documents.
-        host: as in OLLAMA_HOST; the Ollama that answers there runs the model once.
+        host: as in OLLAMA_HOST; the Ollama that answers there runs the model once, and the commands name it.
         base_folder: the model it was tuned from; the report then says how far the tuned vectors are from the
             base's, since a check that the base would pass as well proves nothing.
 
@@ -167,7 +169,7 @@ def _describe(
             "text": _modelfile(gguf.name, layout.max_tokens, model_folder),
         },
         "instructions_path": str(final.instructions),
-        "commands": _commands(name, final.folder),
+        "commands": _commands(name, final.folder, gguf, layout.max_tokens, checks["ollama"]["url"]),
         **checks,
         "warnings": warnings,
     }
@@ -185,18 +187,30 @@ def _modelfile(gguf_name: str, window: int, model_folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _commands(name: str, folder: Path) -> dict[str, str]:
-    repository = name.partition(":")[0]
+def _commands(name: str, folder: Path, gguf: Path, window: int, url: str) -> dict[str, str]:
+    repository, cd = name.partition(":")[0], f"cd {shlex.quote(str(folder))}"
+    # The program asks the usual place unless told otherwise; the model belongs where it was checked.
+    ollama = "ollama" if url == OllamaServer("").url else f"OLLAMA_HOST={shlex.quote(url)} ollama"
+    digest = f"sha256:{sha256_file(gguf)}"
+    blob = shlex.quote(f"{url}/api/blobs/{digest}")
+    request = {"model": name, "files": {"model.gguf": digest}, "parameters": {"num_ctx": window}}
     return {
-        "create": f"cd {shlex.quote(str(folder))} && ollama create {name} -f Modelfile",
-        "embed": f'curl http://127.0.0.1:11434/api/embed -d \'{{"model": "{name}", "input": ["a text"]}}\'',
-        "promote": f"ollama cp {name} {repository}:active",
-        "remove": f"ollama rm {name}",
+        "create": f"{cd} && {ollama} create {name} -f Modelfile",
+        # Asked first: where the blob is there, the upload is answered before it is read.
+        "create_over_http": f"{cd} && {{ curl -sfI -o /dev/null {blob} || curl -fsS -X POST -T {gguf.name} {blob}; }}"
+        f" && {_post(url, '/api/create', {**request, 'stream': False})}",
+        "embed": _post(url, "/api/embed", {"model": name, "input": ["a text"]}),
+        "promote": f"{ollama} cp {name} {repository}:active",
+        "remove": f"{ollama} rm {name}",
     }
 
 
+def _post(url: str, path: str, request: Mapping[str, Any]) -> str:
+    return f"curl -fsS {shlex.quote(url + path)} -d {shlex.quote(json.dumps(request))}"
+
+
 def _instructions(report: Mapping[str, Any]) -> str:
-    commands = report["commands"]
+    commands, url = report["commands"], report["ollama"]["url"]
     lines = [
         f"# {report['name']}",
         "",
@@ -207,6 +221,10 @@ def _instructions(report: Mapping[str, Any]) -> str:
         "",
         f"    {commands['create']}",
         "",
+        "Without the program `ollama` on this machine, the same over HTTP:",
+        "",
+        f"    {commands['create_over_http']}",
+        "",
         "## Use",
         "",
         f"    {commands['embed']}",
@@ -214,12 +232,13 @@ def _instructions(report: Mapping[str, Any]) -> str:
         "Always send a list. The vectors are of unit length. From Python:",
         "",
         "    import ollama",
-        f"    ollama.embed(model={report['name']!r}, input=['a text'])['embeddings']",
+        f"    client = ollama.Client(host={url!r})",
+        f"    client.embed(model={report['name']!r}, input=['a text'])['embeddings']",
         "",
         "In Chroma, give each model its own collection: vectors of two models cannot be compared.",
         "",
         "    from chromadb.utils.embedding_functions import OllamaEmbeddingFunction",
-        f"    OllamaEmbeddingFunction(url='http://127.0.0.1:11434', model_name={report['name']!r})",
+        f"    OllamaEmbeddingFunction(url={url!r}, model_name={report['name']!r})",
         "",
         "## Promote, roll back, remove",
         "",
