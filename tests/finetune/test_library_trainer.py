@@ -29,7 +29,7 @@ class Killed(Exception):
 
 def digest(weights):
     found = hashlib.sha256()
-    for tensor in weights.values():
+    for _, tensor in sorted(weights.items()):
         found.update(tensor.numpy().tobytes())
     return found.hexdigest()
 
