@@ -150,7 +150,9 @@ class FastTrainer:
         run = (self._resume(checkpoints, fingerprint) if checkpoints else None) or fresh
         started = time.monotonic() - run.elapsed_s
         if run.step and self._is_due(run.step) and not run.validated:
-            self._validate(run, validate)  # it was cancelled in the middle of this one
+            # It was cancelled in the middle of this one.
+            self._set_rate(run.step - 1)
+            self._validate(run, validate)
         while run.step < self.steps and not run.stopped_early:
             try:
                 loss, tokens = self._step(run.step)
