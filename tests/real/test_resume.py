@@ -53,7 +53,7 @@ def workspace(tmp_path):
     path = tmp_path / "training_data" / "training_1.csv"
     path.parent.mkdir(exist_ok=True)
     export_pairs(pairs, path, "csv", dataset_id="training_1")
-    config = {"batch_size": 8, "save_steps": 3, "early_stopping_patience": 99}
+    config = {"batch_size": 8, "num_epochs": 6, "save_steps": 3, "early_stopping_patience": 99}
     yield app, {"dataset_id": "training_1", "config": config}
     for job in app.jobs.list(20):
         holder = ProcessName.parse(job.worker)
