@@ -236,16 +236,16 @@ def by_us(folder: Path, rows: list[tuple[str, ...]], recipe: Any, bf16: bool) ->
         "cpu_s": cpu,
         "wall_s": wall,
         "phases": phases,
-        "products_s": products / product_rate(bf16),
+        "products_s": products / product_rate(backbone.dtype),
     }, trained.weights
 
 
-def product_rate(bf16: bool) -> float:
+def product_rate(dtype: Any) -> float:
     """Multiply-add operations per CPU second of large matrix products on one thread."""
     import torch
 
-    left = torch.randn(4096, 384, dtype=torch.bfloat16 if bf16 else torch.float32)
-    right = torch.randn(1536, 384, dtype=left.dtype)
+    left = torch.randn(4096, 384, dtype=dtype)
+    right = torch.randn(1536, 384, dtype=dtype)
     for _ in range(3):
         torch.nn.functional.linear(left, right)
     cpu = time.process_time()
