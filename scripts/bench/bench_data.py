@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import platform
 import random
 from collections import defaultdict
 from dataclasses import dataclass
@@ -114,6 +115,14 @@ def judged_ratings(collection: Collection, seed: int) -> list[FeedbackRecord]:
         _record(number, collection.queries[query], document, collection, rating, "judgements")
         for number, (query, document, rating) in enumerate(rows)
     ]
+
+
+def processor() -> str:
+    """The processor's name, as a benchmark states it beside its numbers."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def _record(

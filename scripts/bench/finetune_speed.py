@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench_data import DATA, ROOT, load_collection, real_ratings, to_dataset
+from bench_data import DATA, ROOT, load_collection, processor, real_ratings, to_dataset
 
 LIBRARY, OURS = "Trainer, defaults", "ours (fine_tune)"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -296,13 +295,6 @@ def spread(values: list[float], form: str) -> str:
     """Median, with the range of several runs."""
     middle = format(statistics.median(values), form)
     return middle if len(values) == 1 else f"{middle} ({min(values):{form}} .. {max(values):{form}})"
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

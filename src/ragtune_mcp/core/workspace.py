@@ -325,8 +325,8 @@ def plain_name(version: str) -> str:
 
 
 def new_id(prefix: str, now: datetime | None = None) -> str:
-    """`<prefix>_YYYYMMDD_HHMMSS_xxxx`: readable, sortable, with a random tail against collisions."""
-    return f"{prefix}_{(now or utc_now()):%Y%m%d_%H%M%S}_{secrets.token_hex(2)}"
+    """`<prefix>_YYYYMMDD_HHMMSS_xxxxxxxx`: readable, sortable, 32 random bits against collisions in a second."""
+    return f"{prefix}_{(now or utc_now()):%Y%m%d_%H%M%S}_{secrets.token_hex(4)}"
 
 
 def new_handle(prefix: str) -> str:
