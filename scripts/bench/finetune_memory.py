@@ -3,7 +3,7 @@
     python scripts/bench/finetune_memory.py [--batches 16 64] [--tokens 64 256]
 
 Every row is a process of its own that trains all-MiniLM-L6-v2 for two steps as `fine_tune` does with a named
-loss (all layers train) or with `auto` (lower half frozen, outputs kept). A batch is that many queries and as many
+loss (all layers train) or with `auto` (lowest third frozen, outputs kept). A batch is that many queries and as many
 documents, all of the full length. "part" is how many tokens are embedded with gradients at once. The last row
 repeats the largest batch with less memory said to be free: it then goes in smaller parts.
 """
@@ -37,7 +37,7 @@ def main() -> None:
         return
     print("| training | batch | tokens per text | GiB free | part, tokens | GiB planned | GiB measured |")
     print("|---|---|---|---|---|---|---|")
-    for frozen in (0, 3):
+    for frozen in (0, 2):
         for batch in arguments.batches:
             for tokens in arguments.tokens:
                 show(frozen=frozen, batch=batch, tokens=tokens, free=64.0)
@@ -51,7 +51,7 @@ def show(**task: Any) -> None:
     if done.returncode:
         raise SystemExit(done.stderr)
     found = json.loads(done.stdout.splitlines()[-1])
-    kind = "lower half frozen (`auto`)" if task["frozen"] else "all layers"
+    kind = "lowest third frozen (`auto`)" if task["frozen"] else "all layers"
     print(
         f"| {kind} | {task['batch']} | {task['tokens']} | {task['free']:g} | {found['part_tokens']} | "
         f"{found['planned'] / GIB:.2f} | {found['measured'] / GIB:.2f} |",

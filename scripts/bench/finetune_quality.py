@@ -134,9 +134,8 @@ def run(setting: Setting, recipe: str, seed: int, arguments: argparse.Namespace)
     elif setting.noise == "real":
         ratings = real_ratings(collection, setting.size, seed)
     else:
-        ratings = simulated_ratings(
-            collection, base_run(setting.collection, arguments.data), setting.size, setting.noise, seed
-        )
+        shown = base_run(setting.collection, arguments.data)
+        ratings = simulated_ratings(collection, shown, setting.size, setting.noise, seed, arguments.data)
     dataset = to_dataset(f"{collection.name}-{seed}", ratings)
     found: dict[str, Any] = {}
     if recipe in (ADAPTER, QUERY_ADAPTER):

@@ -11,7 +11,14 @@ def test_few_ratings_are_read_more_often_within_bounds(positives, epochs):
     [reason] = [reason for reason in recipe.reasons if "epochs" in reason]
     assert reason.startswith(f"{epochs} epochs")
     assert ("would be only" in reason) == (epochs > 2)
-    assert "Learning rate 0.0001." in recipe.reasons
+    assert "Learning rate 7e-05." in recipe.reasons
+
+
+@pytest.mark.parametrize(("layers", "frozen"), [(0, 0), (1, 0), (3, 1), (6, 2), (12, 4)])
+def test_the_lowest_third_stays_frozen(layers, frozen):
+    recipe = choose_recipe(FineTuningConfig(), 100, layers)
+    assert recipe.frozen_layers == frozen
+    assert any("stay frozen" in reason for reason in recipe.reasons) == (frozen > 0)
 
 
 def test_epochs_asked_for_are_kept():

@@ -8,7 +8,7 @@ from typing import Any
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.selection import KeptStep
 
-_LEARNING_RATE = 1e-4
+_LEARNING_RATE = 7e-5
 _WARMUP_SHARE = 0.1
 _NEGATIVES, _IN_BATCH = 4, 1
 _EPOCHS = 2
@@ -127,10 +127,10 @@ def _auto(config: FineTuningConfig, positives: int, layers: int, negatives: int)
     kept = sorted(explicit & {"learning_rate", "warmup_steps", "batch_size", "num_epochs"})
     if kept:
         reasons.append(f"As configured: {', '.join(f'{name}={getattr(config, name)}' for name in kept)}.")
-    frozen = layers // 2
+    frozen = layers // 3
     if frozen:
         reasons.append(
-            f"The lower {frozen} of {layers} layers and the embeddings stay frozen: half the work."
+            f"The lowest {frozen} of {layers} layers and the embeddings stay frozen; their outputs are computed once."
         )
     return Recipe(
         loss="ranking",
