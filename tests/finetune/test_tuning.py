@@ -215,7 +215,9 @@ def test_when_memory_is_short_a_batch_goes_in_parts_with_the_same_result(tiny_mo
     planned = whole.chosen["memory"]
 
     backbone = backbone_module.open_backbone(tiny_model, 512, low_precision=False)
-    per_token = activation_bytes(backbone.size(2), backbone.max_tokens, item_bytes=4)
+    per_token = activation_bytes(
+        backbone.size(whole.chosen["recipe"]["frozen_layers"]), backbone.max_tokens, item_bytes=4
+    )
     free = SimpleNamespace(available=planned["peak_bytes"] - (planned["part_tokens"] - 1024) * per_token)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     parts = []

@@ -7,7 +7,11 @@ to the same gradient).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
 
 from ragtune_mcp.core.errors import NotEnoughMemory
 
@@ -17,6 +21,12 @@ _PROCESS_BYTES = 700 << 20
 _MIN_PART_TOKENS = 1024
 _COMFORT_PART_BYTES = _GIB
 _COMFORT_KEPT_BYTES = _GIB
+# Limit, use and droppable file cache of a control group, in both versions of the kernel's interface
+# (Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst).
+_GROUP_FILES = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,34 @@ class MemoryPlan:
     def to_dict(self) -> dict[str, int]:
         """JSON-ready fields."""
         return asdict(self)
+
+
+def free_memory(own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes this process may still take: what the machine has free, or less where a container bounds it.
+
+    Args:
+        own: names the control groups of this process, where the system has them.
+        mount: their folder.
+    """
+    return min([int(psutil.virtual_memory().available), *_room_in_groups(own, mount)])
+
+
+def _room_in_groups(own: Path, mount: Path) -> Iterator[int]:
+    lines = own.read_text(encoding="utf-8").splitlines() if own.is_file() else []
+    for _, controller, path in (line.split(":", 2) for line in lines):
+        for name, limit, use, cache in _GROUP_FILES:
+            if name not in controller.split(","):
+                continue
+            top = mount / name
+            group = top / path.lstrip("/")
+            # A group is bound by those above it; inside a container its own may be the only one to be seen.
+            for folder in (group, *group.parents):
+                if (folder / limit).is_file() and (most := (folder / limit).read_text().strip()) != "max":
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    used = int((folder / use).read_text()) - int(stat.get(cache, 0))
+                    yield max(0, int(most) - used)
+                if folder == top:
+                    break
 
 
 def activation_bytes(size: ModelSize, tokens: int, item_bytes: int) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from ragtune_mcp.core.dataset.pairs import Dataset
 from ragtune_mcp.core.finetune.backbone import FastBackbone, LibraryBackbone, open_backbone
@@ -30,7 +29,7 @@ from ragtune_mcp.core.finetune.gate import (
     probe_correlation,
 )
 from ragtune_mcp.core.finetune.library_trainer import ranking_task, train_with_library
-from ragtune_mcp.core.finetune.memory import MemoryPlan, plan_memory
+from ragtune_mcp.core.finetune.memory import MemoryPlan, free_memory, plan_memory
 from ragtune_mcp.core.finetune.mining import mine_negatives
 from ragtune_mcp.core.finetune.objectives import Objective, Ranking, objective_for, tasks_for
 from ragtune_mcp.core.finetune.parts import document_ids, split_parts
@@ -207,7 +206,7 @@ class _Run:
             # Of both models, each once by text and once in the order of the corpus; and the token ids.
             vector_bytes=4 * len(self._ids) * backbone.shape.width * 4 + 8 * corpus,
             item_bytes=item_bytes,
-            available=psutil.virtual_memory().available,
+            available=free_memory(),
         )
         backbone.freeze(recipe.frozen_layers, plan.kept_bytes)
         return plan
