@@ -22,7 +22,7 @@ from bench_data import DATA, ROOT, Collection, load_collection, real_ratings, si
 from ragtune_mcp.core.finetune.backbone import FastBackbone, open_backbone
 from ragtune_mcp.core.finetune.base import resolve_base_model
 from ragtune_mcp.core.finetune.config import FineTuningConfig
-from ragtune_mcp.core.finetune.distillation import texts_to_match, train_student
+from ragtune_mcp.core.finetune.distillation import plan_student, texts_to_match, train_student
 from ragtune_mcp.core.finetune.evaluation import Vectors, compare
 from ragtune_mcp.core.finetune.gate import neighbour_agreement, probe_correlation
 from ragtune_mcp.core.finetune.student import write_student
@@ -66,7 +66,6 @@ def measure(name: str, arguments: argparse.Namespace) -> Any:
         )
     )
     dataset = to_dataset(name, ratings)
-    queries = sorted({pair.query for pair in dataset.pairs if pair.split == "train"})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         cpu = time.process_time()
@@ -89,11 +88,13 @@ def measure(name: str, arguments: argparse.Namespace) -> Any:
             path = write_student(folder / "teacher", layers, folder / f"student-{layers}")
             student = opened(path)
             cpu = time.process_time()
+            texts = texts_to_match(dataset, collection.corpus, arguments.seed)
             trained = train_student(
                 teacher,
                 student,
-                texts_to_match(collection.corpus, queries, arguments.seed),
+                texts,
                 seed=arguments.seed,
+                memory=plan_student(student, texts),
                 on_step=lambda step: None,
                 checkpoints=None,
             )

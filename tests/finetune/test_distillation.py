@@ -1,15 +1,19 @@
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.finetune.tiny import make_corpus, make_dataset
 
-from ragtune_mcp.core.errors import InvalidInput
+from ragtune_mcp.core.dataset.pairs import Dataset
+from ragtune_mcp.core.errors import InvalidInput, NotEnoughMemory
 from ragtune_mcp.core.finetune.backbone import open_backbone
 from ragtune_mcp.core.finetune.base import BaseModel
-from ragtune_mcp.core.finetune.distillation import MARGIN, distill, judge_student
+from ragtune_mcp.core.finetune.distillation import MARGIN, distill, judge_student, texts_to_match
 from ragtune_mcp.core.finetune.student import Matching, sentences, write_student
 
 CORPUS = make_corpus()
@@ -79,6 +83,7 @@ def test_the_student_comes_close_to_its_teacher_and_loads_as_a_model_of_fewer_la
     assert after > before
     assert result.metrics["test_queries"] == result.evaluation["queries"] == 20
     assert result.evaluation["documents"] == len(CORPUS)
+    assert result.chosen["memory"]["peak_bytes"] > 0
     assert [share for share, _, _ in events] == sorted(share for share, _, _ in events)
     assert {path.name for path in tmp_path.iterdir()} == {"student", "start"}
     card = (result.model_path / "README.md").read_text(encoding="utf-8")
@@ -120,6 +125,31 @@ def test_a_student_may_lose_a_stated_margin(mean, spread, verdict):
     found = judge_student(differences(mean, spread=spread), 0.95, 0.94)
     assert found.verdict == verdict, found.reasons
     assert f"{MARGIN:.2f} may be lost" in found.reasons[0]
+
+
+def test_few_queries_let_a_student_be_tested_but_not_pass():
+    assert judge_student(differences(0.0, n=59), 0.95, 0.95).verdict == "warn"
+    assert judge_student(differences(0.0, n=60), 0.95, 0.95).verdict == "pass"
+
+
+def test_a_sentence_that_is_a_held_out_query_is_left_out():
+    question = "How does one deploy it?"
+    pairs = [
+        replace(DATASET.pairs[0], query="how does one deploy it?", split="test"),
+        replace(DATASET.pairs[0], query="Where are the logs kept?", split="train"),
+    ]
+    texts = texts_to_match(
+        Dataset("faq", tuple(pairs), {}), {"faq": f"{question} With the new script of course."}, 0
+    )
+    assert question not in texts
+    assert {"Where are the logs kept?", "With the new script of course."} <= set(texts)
+
+
+def test_a_student_that_does_not_fit_is_refused_before_it_is_trained(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 20))
+    with pytest.raises(NotEnoughMemory, match="GiB are free"):
+        run(tiny_model, 2, tmp_path / "student")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_too_few_queries_or_lost_similarity_block_a_student():

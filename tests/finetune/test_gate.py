@@ -52,6 +52,18 @@ def test_a_block_says_that_the_base_model_is_better_for_now():
     )
 
 
+def test_a_model_that_only_forgot_is_not_called_worse():
+    reasons = decide(noise(0.1), forgetting=Forgetting(0.95, 0.90, 0.8)).reasons
+    assert "better than the base model" in reasons[1]
+    assert "lower learning_rate" in reasons[-1]
+    assert not any("base model is better" in reason or "ratings" in reason for reason in reasons)
+
+
+def test_with_too_few_queries_nothing_is_said_about_which_model_is_better():
+    found = decide([0.5] * (MIN_QUERIES - 1), alpha=0.0)
+    assert found.reasons[-1].startswith("Whether the tuned model is better cannot be said yet")
+
+
 def test_when_validation_preferred_the_base_model_the_version_is_blocked():
     found = decide(noise(0.08), alpha=0.0)
     assert found.verdict == "block"

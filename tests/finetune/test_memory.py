@@ -89,5 +89,12 @@ def test_the_older_interface_bounds_too(groups):
     assert free_memory(groups.own, groups.mount) == 0
 
 
+def test_a_sandbox_without_statistics_bounds_too(groups):
+    write(groups.mount, memory__max=2 * GIB, memory__current=GIB)
+    assert free_memory(groups.own, groups.mount) == GIB
+    (groups.mount / "memory.current").unlink()
+    assert free_memory(groups.own, groups.mount) == 16 * GIB
+
+
 def test_this_process_has_memory_left():
     assert 0 < free_memory() <= psutil.virtual_memory().total

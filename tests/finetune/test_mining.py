@@ -43,6 +43,10 @@ def test_the_nearest_can_be_skipped():
     assert mined(per_example=1, skip=1) == ("far",)
 
 
+def test_none_are_mined_when_none_are_asked_for():
+    assert mined(per_example=0) == ()
+
+
 def test_a_small_corpus_gives_fewer_negatives():
     [example] = mine_negatives(
         [EXAMPLE], unit(0.0), unit(0.5), unit(0.5), ["answer"], per_example=4, margin=0.05

@@ -18,7 +18,15 @@ def test_few_ratings_are_read_more_often_within_bounds(positives, epochs):
 def test_the_lowest_third_stays_frozen(layers, frozen):
     recipe = choose_recipe(FineTuningConfig(), 100, layers)
     assert recipe.frozen_layers == frozen
-    assert any("stay frozen" in reason for reason in recipe.reasons) == (frozen > 0)
+    assert any("layers and the embeddings stay frozen" in reason for reason in recipe.reasons) == (frozen > 0)
+    assert any("Every weight is trained" in reason for reason in recipe.reasons) == (frozen == 0)
+
+
+def test_a_warm_up_longer_than_the_run_is_told():
+    recipe = choose_recipe(FineTuningConfig(warmup_steps=200), 60, 6)
+    assert any("never reaches its peak: it rises for 200 steps" in reason for reason in recipe.reasons)
+    recipe = choose_recipe(FineTuningConfig(), 60, 6)
+    assert not any("peak" in reason for reason in recipe.reasons)
 
 
 def test_epochs_asked_for_are_kept():

@@ -34,10 +34,18 @@ def test_a_clear_loss_on_few_queries_keeps_the_base_model():
     assert choose_alpha(scores).alpha == 0.0
 
 
-def test_without_validation_queries_the_trained_model_is_taken_and_the_reason_says_so():
-    found = choose_alpha({0.0: np.zeros(0), 1.0: np.zeros(0)})
-    assert found.alpha == 1.0
-    assert "untested" in found.reason
+def test_without_validation_queries_what_is_known_from_elsewhere_decides():
+    found = choose_alpha({alpha: np.zeros(0) for alpha in (0.0, 0.25, 0.5, 0.75, 1.0)})
+    assert found.alpha == 0.75
+    assert found.scores == {}
+    assert "No judged validation query" in found.reason
+    one = choose_alpha({alpha: np.full(1, 0.5) for alpha in (0.0, 0.25, 0.5, 0.75, 1.0)})
+    assert one.alpha == found.alpha
+
+
+def test_a_named_loss_keeps_its_weights():
+    assert choose_alpha({0.0: np.zeros(0), 1.0: np.zeros(0)}).alpha == 1.0
+    assert choose_alpha({0.0: np.ones(9), 1.0: np.zeros(9)}).alpha == 1.0
 
 
 def test_a_step_that_few_queries_cannot_tell_from_the_best_is_kept():

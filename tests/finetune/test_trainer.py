@@ -227,6 +227,37 @@ def test_a_cancelled_run_keeps_the_best_weights_so_far(tiny_model, tmp_path):
     assert_equal_weights(best, seen[0])
 
 
+def test_scores_of_other_validation_queries_are_not_gone_on_from(tiny_model, tmp_path):
+    seen = []
+
+    def trained(judged_by, stop_at=None):
+        def on_step(step):
+            seen.append(step.step)
+            if step.step == stop_at:
+                raise JobCancelled("stop")
+
+        trainer = FastTrainer(
+            open_backbone(tiny_model, 512, low_precision=False),
+            Ranking(ranking_examples(make_dataset(make_corpus()).pairs)[:32]),
+            choose_recipe(FineTuningConfig(batch_size=8), 32, 4),
+            micro_tokens=10**6,
+        )
+        trainer.run(
+            validate=lambda weights: np.array([0.5]),
+            on_step=on_step,
+            checkpoints=tmp_path,
+            judged_by=judged_by,
+        )
+
+    with pytest.raises(JobCancelled):
+        trained("one", stop_at=5)
+    trained("one")
+    assert seen[:6] == [1, 2, 3, 4, 5, 6]
+    seen.clear()
+    trained("another")
+    assert seen[0] == 1
+
+
 def test_frozen_weights_are_not_trained(tiny_model):
     trained, _ = train(tiny_model, frozen=3)
     assert {name.split(".")[2] for name in trained.weights} == {"3"}

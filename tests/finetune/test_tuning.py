@@ -12,10 +12,11 @@ from ragtune_mcp.core.dataset.pairs import Dataset
 from ragtune_mcp.core.errors import JobCancelled, JobFailed, NotEnoughData
 from ragtune_mcp.core.finetune import backbone as backbone_module
 from ragtune_mcp.core.finetune import trainer as trainer_module
+from ragtune_mcp.core.finetune import tuning as tuning_module
 from ragtune_mcp.core.finetune.base import BaseModel
 from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.memory import activation_bytes
-from ragtune_mcp.core.finetune.parts import split_parts
+from ragtune_mcp.core.finetune.parts import document_ids, split_parts
 from ragtune_mcp.core.finetune.tuning import fine_tune
 
 CORPUS = make_corpus()
@@ -236,6 +237,49 @@ def test_when_memory_is_short_a_batch_goes_in_parts_with_the_same_result(tiny_mo
         # Attention does not depend on the bias of its keys: the gradient is rounding, which Adam scales up.
         if not name.endswith("attention.self.key.bias"):
             np.testing.assert_allclose(left[name], right[name], atol=1e-4, err_msg=name)
+
+
+def test_a_shorter_window_is_judged_against_the_base_model_as_it_is_served(reference, tiny_model, tmp_path):
+    result, _ = run(tiny_model, tmp_path / "short", replace(QUICK, max_seq_length=16))
+    assert result.evaluation["base"] == reference[0].evaluation["base"]
+    assert result.metrics["base_eval_score"] == reference[0].metrics["base_eval_score"]
+    [reason] = [reason for reason in result.chosen["reasons"] if "are cut to 16 tokens" in reason]
+    assert "reads 48" in reason
+    assert not any("are cut to" in reason for reason in reference[0].chosen["reasons"])
+
+
+def test_without_hard_negatives_none_are_trained_on(tiny_model, tmp_path, monkeypatch):
+    seen = []
+    ranking = tuning_module.Ranking
+    monkeypatch.setattr(
+        tuning_module,
+        "Ranking",
+        lambda examples, **options: seen.extend(examples) or ranking(examples, **options),
+    )
+    plain = Dataset("plain", DATASET.pairs, {"options": {"include_hard_negatives": False}})
+    run(tiny_model, tmp_path / "plain", replace(QUICK, num_epochs=1), dataset=plain)
+    assert {example.negatives for example in seen} == {()}
+
+
+def test_documents_that_left_the_index_are_named_as_what_is_missing(tiny_model, tmp_path):
+    gone = Dataset("gone", tuple(_gone(pair) for pair in DATASET.pairs), {})
+    result, _ = run(tiny_model, tmp_path / "gone", replace(QUICK, num_epochs=1), dataset=gone)
+    assert result.gate.verdict == "block"
+    assert (
+        "index_documents (the documents that answer 30 of 30 held-out queries are not in"
+        in (result.gate.reasons[-1])
+    )
+
+
+def _gone(pair):
+    if pair.split != "test":
+        return pair
+    return replace(pair, document=f"{pair.document} of old", document_id=f"old-{pair.document_id}")
+
+
+def test_of_documents_with_the_same_text_the_first_is_the_judged_one():
+    corpus = {"first": "same", "second": "same", "third": "other"}
+    assert document_ids((), corpus) == {"same": "first", "other": "third"}
 
 
 def test_a_run_that_does_not_fit_is_refused_before_it_starts(tiny_model, tmp_path, monkeypatch):

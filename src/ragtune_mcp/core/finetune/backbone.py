@@ -41,6 +41,11 @@ class Backbone(Protocol):
         ...
 
     @property
+    def limit(self) -> int:
+        """Tokens per text that the model was set up for."""
+        ...
+
+    @property
     def layers(self) -> int:
         """Number of encoder layers; 0 when unknown."""
         ...
@@ -126,6 +131,11 @@ class FastBackbone:
     def max_tokens(self) -> int:
         """Tokens per text after which texts are cut."""
         return self.table.max_tokens
+
+    @property
+    def limit(self) -> int:
+        """Tokens per text that the model was set up for."""
+        return self.shape.max_tokens
 
     @property
     def layers(self) -> int:
@@ -284,13 +294,15 @@ class LibraryBackbone:
 
     Attributes:
         model: the loaded SentenceTransformer, with the base weights outside `encode`.
+        limit: tokens per text that the model was set up for.
     """
 
     frozen = 0
 
     def __init__(self, folder: Path, max_seq_length: int, *, low_precision: bool) -> None:
         self.model: Any = _open_in_library(folder)
-        self.model.max_seq_length = min(max_seq_length, self.model.max_seq_length or max_seq_length)
+        self.limit = int(self.model.max_seq_length or max_seq_length)
+        self.model.max_seq_length = min(max_seq_length, self.limit)
         self.low_precision = low_precision and bf16_supported()
         self.base_weights: Mapping[str, Tensor] = self.weights()
 
@@ -341,7 +353,9 @@ class LibraryBackbone:
                         tick(self.token_count(part))
         finally:
             self.load(self.base_weights)
-        vectors = np.concatenate(found).astype(np.float32) if found else np.zeros((0, 1), dtype=np.float32)
+        if not found:
+            return np.zeros((0, self.model.get_embedding_dimension()), dtype=np.float32)
+        vectors = np.concatenate(found).astype(np.float32)
         return vectors[[place[text] for text in texts]]
 
     def save(self, weights: Mapping[str, Tensor], folder: Path) -> None:

@@ -22,12 +22,14 @@ from ragtune_mcp.core.finetune.evaluation import report as evaluation_report
 from ragtune_mcp.core.finetune.examples import grades, group_of
 from ragtune_mcp.core.finetune.gate import MIN_QUERIES, GateVerdict, Verdict, probe_correlation
 from ragtune_mcp.core.finetune.intervals import paired_interval
+from ragtune_mcp.core.finetune.memory import MemoryPlan, plan_run
 from ragtune_mcp.core.finetune.parts import document_ids
 from ragtune_mcp.core.finetune.progress import Progress, Report
 from ragtune_mcp.core.finetune.recipe import Recipe, choose_recipe
+from ragtune_mcp.core.finetune.save import save_model
 from ragtune_mcp.core.finetune.student import Matching, sentences, write_student
 from ragtune_mcp.core.finetune.trainer import FastTrainer, Step, Trained
-from ragtune_mcp.core.finetune.tuning import FineTuneResult, save_model
+from ragtune_mcp.core.finetune.tuning import FineTuneResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
 MARGIN = 0.03
 _EPOCHS, _BATCH, _RATE, _WARMUP_SHARE = 2, 32, 2e-4, 0.1
 _SENTENCES = 5
-_PART_TOKENS = 8192
+# With fewer held-out queries a bootstrap interval is too narrow where a student loses a lot on a few of them: a loss
+# of the whole margin passed in 15 % of simulated runs at 15 queries, in 5 % at 60.
+_PASS_QUERIES = 60
 _SEED = 42
 
 
@@ -78,9 +82,10 @@ def distill(
     try:
         write_student(teacher.path, layers, source)
         models = _opened(teacher.path), _opened(source)
-        queries = sorted({pair.query for pair in dataset.pairs if pair.split != "test"})
-        texts = texts_to_match(corpus, queries, _SEED)
-        trained = _train(*models, texts, progress, checkpoints)
+        texts = texts_to_match(dataset, corpus, _SEED)
+        memory = plan_student(models[1], texts)
+        progress.advance(0, f"expecting to take {memory.gib} GiB of memory", memory_gib=memory.gib)
+        trained = _train(*models, texts, memory, progress, checkpoints)
         evaluation, metrics, gate = _judge(*models, trained, dataset, corpus, progress)
         progress.start("saving the model")
         chosen: dict[str, Any] = {
@@ -90,6 +95,7 @@ def distill(
                 f"{len(texts)} documents, rated queries and sentences of the documents."
             ],
             "steps": trained.steps,
+            "memory": memory.to_dict(),
         }
         metrics = {"final_train_loss": trained.final_loss, **metrics}
         card = student_card(output.name, teacher.name, evaluation, gate, chosen)
@@ -106,6 +112,7 @@ def train_student(
     texts: Sequence[str],
     *,
     seed: int,
+    memory: MemoryPlan,
     on_step: Callable[[Step], None],
     checkpoints: Path | None,
     tick: Callable[[int], None] | None = None,
@@ -117,6 +124,7 @@ def train_student(
         student: from `write_student`.
         texts: documents and query-like texts; none of a held-out query.
         seed: of the order.
+        memory: from `plan_student`.
         on_step: called after every step; may raise to stop.
         checkpoints: where to save and resume; None for neither.
         tick: called with the tokens that the teacher has encoded.
@@ -125,14 +133,30 @@ def train_student(
         The last weights and the history.
     """
     objective = Matching(texts, teacher.encode(texts, tick=tick))
-    trainer = FastTrainer(student, objective, _recipe(len(texts), seed), micro_tokens=_PART_TOKENS)
+    trainer = FastTrainer(student, objective, _recipe(len(texts), seed), micro_tokens=memory.part_tokens)
     return trainer.run(validate=None, on_step=on_step, checkpoints=checkpoints)
 
 
-def texts_to_match(corpus: Mapping[str, str], queries: Sequence[str], seed: int) -> list[str]:
-    """Documents, queries, and sentences of the documents for want of more queries."""
+def plan_student(student: FastBackbone, texts: Sequence[str]) -> MemoryPlan:
+    """The memory that `train_student` takes.
+
+    Raises:
+        NotEnoughMemory: not even the smallest plan fits.
+    """
+    return plan_run(student, 0, _BATCH, [[(text,) for text in texts]], texts)
+
+
+def texts_to_match(dataset: Dataset, corpus: Mapping[str, str], seed: int) -> list[str]:
+    """Documents, queries that are not held out, and sentences of the documents for want of more queries; no
+    sentence is a held-out query.
+    """
     documents = list(corpus.values())
-    return list(dict.fromkeys([*documents, *queries, *sentences(documents, _SENTENCES, seed)]))
+    held_out = {pair.query.strip().casefold() for pair in dataset.pairs if pair.split == "test"}
+    queries = sorted({pair.query for pair in dataset.pairs if pair.split != "test"})
+    short = [
+        text for text in sentences(documents, _SENTENCES, seed) if text.strip().casefold() not in held_out
+    ]
+    return list(dict.fromkeys([*documents, *queries, *short]))
 
 
 def judge_student(differences: np.ndarray, teacher_probe: float, student_probe: float) -> GateVerdict:
@@ -145,7 +169,7 @@ def judge_student(differences: np.ndarray, teacher_probe: float, student_probe: 
 
     Returns:
         "block" when there are too few queries or the mean loss, of either kind, is above the margin; "pass" when
-        the whole 95 % interval is within it; else "warn".
+        the whole 95 % interval of at least 60 queries is within it; else "warn".
     """
     found = paired_interval(differences)
     reasons: list[str] = []
@@ -160,7 +184,8 @@ def judge_student(differences: np.ndarray, teacher_probe: float, student_probe: 
             f"nDCG@10 {found.mean:+.3f} against the teacher ({found.low:+.3f} .. {found.high:+.3f}) on {found.n} "
             f"held-out queries; {MARGIN:.2f} may be lost"
         )
-        verdict = "block" if found.mean < -MARGIN else "pass" if found.low >= -MARGIN else "warn"
+        within = found.low >= -MARGIN and found.n >= _PASS_QUERIES
+        verdict = "block" if found.mean < -MARGIN else "pass" if within else "warn"
         words = {
             "block": "The student lost too much",
             "pass": "The student keeps up",
@@ -187,6 +212,7 @@ def _train(
     teacher: FastBackbone,
     student: FastBackbone,
     texts: Sequence[str],
+    memory: MemoryPlan,
     progress: Progress,
     checkpoints: Path | None,
 ) -> Trained:
@@ -219,6 +245,7 @@ def _train(
         student,
         texts,
         seed=_SEED,
+        memory=memory,
         on_step=on_step,
         checkpoints=checkpoints,
         tick=lambda done: progress.advance(done * teacher.layers),

@@ -18,6 +18,7 @@ from ragtune_mcp.core.finetune.config import FineTuningConfig
 from ragtune_mcp.core.finetune.evaluation import PRIMARY, rank_corpus
 from ragtune_mcp.core.finetune.examples import grades, hold_out_groups
 from ragtune_mcp.core.finetune.metrics import evaluate_run
+from ragtune_mcp.core.finetune.parts import document_ids
 from ragtune_mcp.core.finetune.similarity import pair_metrics
 from ragtune_mcp.core.finetune.tuning import FineTuneResult, fine_tune
 from ragtune_mcp.core.settings import Settings, find_workspace
@@ -204,7 +205,7 @@ class ModelFineTuner:
         )
         backbone = open_backbone(folder, self.config.max_seq_length, low_precision=self.config.use_amp)
         corpus = self._documents(test_examples)
-        qrels = grades(test_examples, {text: document for document, text in corpus.items()})
+        qrels = grades(test_examples, document_ids(test_examples, corpus))
         values = evaluate_run(rank_corpus(backbone.encode, {query: query for query in qrels}, corpus), qrels)
         means = {name: sum(found.values()) / len(found) if found else None for name, found in values.items()}
         return {

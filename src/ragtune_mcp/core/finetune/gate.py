@@ -118,7 +118,7 @@ def judge(
         forgetting: what tuning did to the space.
         chosen_alpha: interpolation chosen on validation; 0 means that validation preferred the base model.
         seed: of the permutation test and the interval.
-        ratings_hint: what would help, in words; appended to the honest sentence of a block.
+        ratings_hint: what feedback would help, in words, where more of it would.
 
     Returns:
         The strictest of the findings, all reasons, and the numbers.
@@ -132,7 +132,7 @@ def judge(
             (
                 "block",
                 "base_preferred",
-                "On the validation feedback no trained candidate beat the base model.",
+                "By the validation feedback no trained candidate is expected to beat the base model.",
             )
         )
     verdict = max((finding[0] for finding in findings), key=_RANK.__getitem__)
@@ -197,6 +197,11 @@ def _forgot(found: Forgetting) -> list[_Finding]:
 def _honest(findings: Sequence[_Finding], hint: str) -> str:
     codes = {code for verdict, code, _ in findings if verdict == "block"}
     helps = hint or "more ratings, of more different queries"
-    if codes == {"not_enough_feedback"}:
+    if "not_enough_feedback" in codes:
         return f"Whether the tuned model is better cannot be said yet; here is what would help: {helps}."
-    return f"The base model is better for now; here is what would help: {helps}."
+    if codes & {"worse", "base_preferred"}:
+        return f"The base model is better for now; here is what would help: {helps}."
+    return (
+        "It lost too much of what the base model knew; here is what would help: a lower learning_rate or fewer "
+        "epochs."
+    )

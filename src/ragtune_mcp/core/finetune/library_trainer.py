@@ -39,6 +39,7 @@ def train_with_library(
     validate: Validate | None,
     on_step: Callable[[Step], None],
     checkpoints: Path | None = None,
+    judged_by: str = "",
 ) -> Trained:
     """Train with the library's own loop, loss and schedule.
 
@@ -50,6 +51,7 @@ def train_with_library(
         on_step: called after every step; may raise to stop. JobCancelled keeps the state in a checkpoint, the
             best weights so far among it.
         checkpoints: where to save and resume; None for neither.
+        judged_by: identifies what `validate` scores on; scores on anything else are not gone on from.
 
     Returns:
         The best weights and the history.
@@ -59,7 +61,8 @@ def train_with_library(
     """
     from sentence_transformers import SentenceTransformerTrainer
 
-    saved = TrainerCheckpoints(checkpoints, _fingerprint(backbone, tasks, recipe)) if checkpoints else None
+    fingerprint = _fingerprint(backbone, tasks, recipe, judged_by) if checkpoints else ""
+    saved = TrainerCheckpoints(checkpoints, fingerprint) if checkpoints else None
     run, place = _resumed(saved) or (_Run(recipe.kept_step()), None)
     per_epoch = sum(math.ceil(len(columns.rows) / recipe.batch_size) for columns in tasks.values())
     watcher = _Watcher(run, backbone, recipe, per_epoch, validate, on_step, saved)
@@ -191,8 +194,10 @@ def _resumed(saved: TrainerCheckpoints | None) -> tuple[_Run, Path] | None:
     return (_Run.of(found.checkpoint), found.folder) if found else None
 
 
-def _fingerprint(backbone: LibraryBackbone, tasks: Mapping[str, Columns], recipe: Recipe) -> str:
-    digest = hashlib.sha256(repr((recipe, backbone.max_tokens, backbone.low_precision)).encode())
+def _fingerprint(
+    backbone: LibraryBackbone, tasks: Mapping[str, Columns], recipe: Recipe, judged_by: str
+) -> str:
+    digest = hashlib.sha256(repr((recipe, backbone.max_tokens, backbone.low_precision, judged_by)).encode())
     for name, columns in tasks.items():
         digest.update(repr((name, columns)).encode())
     for name, weight in backbone.base_weights.items():

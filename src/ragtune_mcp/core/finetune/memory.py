@@ -7,13 +7,18 @@ to the same gradient).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import psutil
 
 from ragtune_mcp.core.errors import NotEnoughMemory
+
+if TYPE_CHECKING:
+    from ragtune_mcp.core.finetune.backbone import FastBackbone
 
 _GIB = 1 << 30
 # Interpreter, torch, sentence-transformers and their code, measured.
@@ -57,6 +62,11 @@ class MemoryPlan:
     part_tokens: int
     peak_bytes: int
 
+    @property
+    def gib(self) -> float:
+        """The peak in GiB, to show."""
+        return round(self.peak_bytes / _GIB, 2)
+
     def to_dict(self) -> dict[str, int]:
         """JSON-ready fields."""
         return asdict(self)
@@ -82,12 +92,25 @@ def _room_in_groups(own: Path, mount: Path) -> Iterator[int]:
             group = top / path.lstrip("/")
             # A group is bound by those above it; inside a container its own may be the only one to be seen.
             for folder in (group, *group.parents):
-                if (folder / limit).is_file() and (most := (folder / limit).read_text().strip()) != "max":
-                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    used = int((folder / use).read_text()) - int(stat.get(cache, 0))
-                    yield max(0, int(most) - used)
+                room = _room(folder / limit, folder / use, folder / "memory.stat", cache)
+                if room is not None:
+                    yield room
                 if folder == top:
                     break
+
+
+def _room(limit: Path, use: Path, stat: Path, cache: str) -> int | None:
+    """None where there is no bound, or no such group any more."""
+    try:
+        most, used = limit.read_text(encoding="utf-8").strip(), use.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    if most == "max":
+        return None
+    # Sandboxes that imitate the interface have no such statistics.
+    lines = stat.read_text(encoding="utf-8").splitlines() if stat.is_file() else []
+    droppable = int(dict(line.split() for line in lines).get(cache, 0))
+    return max(0, int(most) - int(used) + droppable)
 
 
 def activation_bytes(size: ModelSize, tokens: int, item_bytes: int) -> int:
@@ -103,6 +126,50 @@ def activation_bytes(size: ModelSize, tokens: int, item_bytes: int) -> int:
     """
     per_layer = 12 * size.width + 2 * size.feed_forward + 2 * size.heads * tokens
     return size.trained_layers * per_layer * item_bytes
+
+
+def plan_run(
+    backbone: FastBackbone,
+    frozen_layers: int,
+    batch_size: int,
+    tasks: Sequence[Sequence[Sequence[str]]],
+    corpus: Sequence[str],
+) -> MemoryPlan:
+    """The plan of a training run.
+
+    Args:
+        backbone: the model.
+        frozen_layers: lowest layers that stay as they are.
+        batch_size: examples of a step, of each task.
+        tasks: the texts of each example that a step embeds with gradients, by task.
+        corpus: every document of the index.
+
+    Returns:
+        The plan.
+
+    Raises:
+        NotEnoughMemory: not even the smallest plan fits.
+    """
+    tokens = backbone.token_count(corpus)
+    training = backbone.token_count([text for rows in tasks for row in rows for text in row])
+    width, item_bytes = backbone.shape.width, backbone.dtype.itemsize
+    return plan_memory(
+        backbone.size(frozen_layers),
+        text_tokens=backbone.max_tokens,
+        batch_tokens=sum(_large_batch(backbone, rows, batch_size) for rows in tasks),
+        kept_bytes=(tokens + training) * width * item_bytes if frozen_layers else 0,
+        # Of both models, each once by text and once in the order of the corpus; and the token ids.
+        vector_bytes=4 * len(corpus) * width * 4 + 8 * tokens,
+        item_bytes=item_bytes,
+        available=free_memory(),
+    )
+
+
+def _large_batch(backbone: FastBackbone, rows: Sequence[Sequence[str]], size: int) -> int:
+    """Tokens that hardly a random batch exceeds: three standard deviations above the mean."""
+    lengths = np.array([backbone.table.lengths(backbone.table.rows(row)).sum() for row in rows])
+    size = min(size, len(lengths))
+    return round(size * float(lengths.mean()) + 3 * float(np.sqrt(size) * lengths.std()))
 
 
 def plan_memory(
@@ -145,6 +212,7 @@ def plan_memory(
     if peak > available:
         raise NotEnoughMemory(
             f"Training needs about {peak / _GIB:.1f} GiB of memory; {available / _GIB:.1f} GiB are free.",
-            hint="Close other programs and start the same training again, or lower max_seq_length.",
+            hint="Close other programs and start the same again; a fine-tuning also takes less with a lower "
+            "max_seq_length.",
         )
     return MemoryPlan(kept, part, peak)

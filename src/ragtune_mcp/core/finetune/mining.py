@@ -32,13 +32,15 @@ def mine_negatives(
         positives: (n, dim) unit vectors of the examples' positives.
         documents: (m, dim) unit vectors of the corpus.
         texts: m texts of the corpus.
-        per_example: negatives per example; fewer where the corpus has no more.
+        per_example: negatives per example, 0 for none; fewer where the corpus has no more.
         margin: relative margin in [0, 1).
         skip: leave out this many of the nearest eligible documents.
 
     Returns:
         The examples with negatives, nearest first.
     """
+    if not per_example:
+        return list(examples)
     mined = []
     ceilings = (1.0 - margin) * np.einsum("nd,nd->n", queries, positives)
     for start in range(0, len(examples), 256):

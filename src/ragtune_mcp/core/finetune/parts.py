@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ragtune_mcp.core.dataset.pairs import TrainingPair
 from ragtune_mcp.core.errors import NotEnoughData
 from ragtune_mcp.core.finetune.config import FineTuningConfig
-from ragtune_mcp.core.finetune.examples import hold_out_groups, is_positive
+from ragtune_mcp.core.finetune.examples import grades, hold_out_groups, is_positive
 
 
 class Parts(NamedTuple):
@@ -51,9 +51,40 @@ def split_parts(pairs: Sequence[TrainingPair], config: FineTuningConfig) -> Part
     return Parts(train, validation, by_split["test"])
 
 
+def wanted_feedback(
+    pairs: Sequence[TrainingPair], test: Sequence[TrainingPair], place: Mapping[str, str]
+) -> str:
+    """What would let the gate judge better, in words.
+
+    Args:
+        pairs: of every split.
+        test: the held-out ones.
+        place: document text -> id in the corpus.
+    """
+    rated = {pair.query for pair in pairs if pair.kind != "synthetic"}
+    held_out = {pair.query for pair in test}
+    more = (
+        f"more ratings, of more different queries (now {len(rated)} queries, {len(held_out)} of them held out "
+        "for testing)"
+    )
+    answered = {pair.query for pair in test if is_positive(pair)}
+    lost = answered - grades(test, place).keys()
+    if not lost:
+        return more
+    return (
+        f"index_documents (the documents that answer {len(lost)} of {len(answered)} held-out queries are not in "
+        f"the index), and {more}"
+    )
+
+
 def document_ids(pairs: Sequence[TrainingPair], corpus: Mapping[str, str]) -> dict[str, str]:
-    """Document text -> id in the corpus; an edited document is found by its id."""
-    place = {text: document for document, text in corpus.items()}
+    """Document text -> id in the corpus; an edited document is found by its id.
+
+    Of documents with the same text the first counts: rankings break their tie in the order of the corpus.
+    """
+    place: dict[str, str] = {}
+    for document, text in corpus.items():
+        place.setdefault(text, document)
     for pair in pairs:
         if pair.document not in place and pair.document_id in corpus:
             place[pair.document] = pair.document_id

@@ -127,11 +127,12 @@ def _auto(config: FineTuningConfig, positives: int, layers: int, negatives: int)
     kept = sorted(explicit & {"learning_rate", "warmup_steps", "batch_size", "num_epochs"})
     if kept:
         reasons.append(f"As configured: {', '.join(f'{name}={getattr(config, name)}' for name in kept)}.")
-    frozen = layers // 3
-    if frozen:
+    if warmup >= steps:
         reasons.append(
-            f"The lowest {frozen} of {layers} layers and the embeddings stay frozen; their outputs are computed once."
+            f"The rate never reaches its peak: it rises for {warmup} steps, and there are {steps}."
         )
+    frozen = layers // 3
+    reasons.append(_what_trains(layers, frozen))
     return Recipe(
         loss="ranking",
         batch_size=config.batch_size,
@@ -151,3 +152,11 @@ def _auto(config: FineTuningConfig, positives: int, layers: int, negatives: int)
         seed=config.random_seed,
         reasons=tuple(reasons),
     )
+
+
+def _what_trains(layers: int, frozen: int) -> str:
+    if frozen:
+        return f"The lowest {frozen} of {layers} layers and the embeddings stay frozen, their outputs are kept."
+    if layers:
+        return f"Every weight is trained: {layers} layers are too few for a third to stay frozen."
+    return "Every weight is trained, with the model's own dropout: the faster path does not know this architecture."

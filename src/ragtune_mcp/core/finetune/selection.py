@@ -5,6 +5,7 @@ Two choices: the training step (`KeptStep`), and the interpolation with the base
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,12 @@ class ValidationSet:
 
     def __len__(self) -> int:
         return len(self.queries)
+
+    @property
+    def key(self) -> str:
+        """Identifies queries, judgements and pool: scores of two sets are comparable when theirs are equal."""
+        found = (self.queries, [sorted(self._qrels[query].items()) for query in self.queries])
+        return hashlib.sha256(repr((*found, self._ids, self.documents)).encode()).hexdigest()
 
     def score(self, encode: Encode) -> np.ndarray:
         """nDCG@10 of each query, (n,) in [0, 1]."""
@@ -169,19 +176,20 @@ def choose_alpha(scores: Mapping[float, np.ndarray]) -> Choice:
         The choice.
     """
     n = len(next(iter(scores.values())))
-    if n == 0:
-        alpha = max(scores)
-        return Choice(alpha, {}, f"No judged validation query: alpha {alpha:g} is taken untested.")
-    means = {alpha: float(values.mean()) for alpha, values in scores.items()}
+    means = {alpha: float(values.mean()) for alpha, values in scores.items()} if n else {}
     if len(scores) < 3:
         return Choice(max(scores), means, "A named loss: the trained weights are kept as they are.")
-    alphas = np.array(sorted(means))
-    gains = np.array([means[alpha] - means[alphas[0]] for alpha in alphas])
+    alphas = np.array(sorted(scores))
+    gains = np.array([means[alpha] - means[alphas[0]] for alpha in alphas]) if n else np.zeros(len(alphas))
     shape = np.interp(alphas, list(_SHAPE), list(_SHAPE.values()))
     seen = float(shape @ gains / max(shape @ shape, 1e-12))
     size = (n * seen + _GAIN_QUERIES * _EXPECTED_GAIN) / (n + _GAIN_QUERIES)
     expected = size * shape + (gains - seen * shape) * n / (n + _SHAPE_QUERIES)
     kept = int(np.flatnonzero(expected >= expected.max() - _EQUAL)[0])
+    if not n:
+        return Choice(
+            float(alphas[kept]), {}, f"No judged validation query: alpha {alphas[kept]:g} did best elsewhere."
+        )
     shown = ", ".join(f"{a:g}: {m:.3f}" for a, m in sorted(means.items()))
     return Choice(
         float(alphas[kept]),

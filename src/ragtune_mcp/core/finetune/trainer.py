@@ -128,7 +128,12 @@ class FastTrainer:
         self._fixed: Tensor | None = None
 
     def run(
-        self, *, validate: Validate | None, on_step: Callable[[Step], None], checkpoints: Path | None = None
+        self,
+        *,
+        validate: Validate | None,
+        on_step: Callable[[Step], None],
+        checkpoints: Path | None = None,
+        judged_by: str = "",
     ) -> Trained:
         """Train to the end, or until patience runs out.
 
@@ -138,6 +143,7 @@ class FastTrainer:
             on_step: called after every step; may raise to stop. JobCancelled, wherever it is raised, keeps the
                 state in a checkpoint, the best weights so far among it.
             checkpoints: where to save and resume; None for neither.
+            judged_by: identifies what `validate` scores on; scores on anything else are not gone on from.
 
         Returns:
             The best weights and the history.
@@ -145,7 +151,7 @@ class FastTrainer:
         Raises:
             JobFailed: training diverged.
         """
-        fingerprint = self._fingerprint() if checkpoints else ""
+        fingerprint = self._fingerprint(judged_by) if checkpoints else ""
         fresh = _Run(self._recipe.kept_step())
         run = (self._resume(checkpoints, fingerprint) if checkpoints else None) or fresh
         started = time.monotonic() - run.elapsed_s
@@ -263,9 +269,10 @@ class FastTrainer:
     def _snapshot(self) -> dict[str, Tensor]:
         return {name: weight.detach().clone() for name, weight in self._weights.items()}
 
-    def _fingerprint(self) -> str:
+    def _fingerprint(self, judged_by: str) -> str:
+        precision = str(self._backbone.dtype)
         digest = hashlib.sha256(
-            repr((self._recipe, self._names, self._backbone.max_tokens, str(self._backbone.dtype))).encode()
+            repr((self._recipe, self._names, self._backbone.max_tokens, precision, judged_by)).encode()
         )
         for step in range(self._per_epoch):
             batch = self._batch(step)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +17,13 @@ from ragtune_mcp.core.finetune.config import FineTuningConfig, TrainingMetrics
 from ragtune_mcp.core.finetune.encoded import Encoded
 from ragtune_mcp.core.finetune.evaluation import Vectors
 from ragtune_mcp.core.finetune.evaluation import report as evaluation_report
-from ragtune_mcp.core.finetune.examples import grades, group_of, is_positive, ranking_examples
+from ragtune_mcp.core.finetune.examples import (
+    RankingExample,
+    grades,
+    group_of,
+    is_positive,
+    ranking_examples,
+)
 from ragtune_mcp.core.finetune.gate import (
     Forgetting,
     GateVerdict,
@@ -29,20 +32,19 @@ from ragtune_mcp.core.finetune.gate import (
     probe_correlation,
 )
 from ragtune_mcp.core.finetune.library_trainer import ranking_task, train_with_library
-from ragtune_mcp.core.finetune.memory import MemoryPlan, free_memory, plan_memory
+from ragtune_mcp.core.finetune.memory import MemoryPlan, plan_run
 from ragtune_mcp.core.finetune.mining import mine_negatives
 from ragtune_mcp.core.finetune.objectives import Objective, Ranking, objective_for, tasks_for
-from ragtune_mcp.core.finetune.parts import document_ids, split_parts
+from ragtune_mcp.core.finetune.parts import document_ids, split_parts, wanted_feedback
 from ragtune_mcp.core.finetune.progress import Progress, Report
 from ragtune_mcp.core.finetune.recipe import choose_recipe
+from ragtune_mcp.core.finetune.save import save_model
 from ragtune_mcp.core.finetune.selection import Choice, ValidationSet, choose_alpha
 from ragtune_mcp.core.finetune.similarity import pair_metrics
 from ragtune_mcp.core.finetune.trainer import FastTrainer, Step, Trained, interpolate
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,15 @@ class _Run:
         self._corpus = corpus
         progress.start("loading the base model")
         self._backbone = open_backbone(base.path, config.max_seq_length, low_precision=config.use_amp)
+        self._window = ""
+        served = self._backbone
+        if served.max_tokens < served.limit:
+            # The base model is served with its own window, so that is what a shorter one has to beat.
+            served = open_backbone(base.path, served.limit, low_precision=config.use_amp)
+            self._window = (
+                f"Texts are cut to {self._backbone.max_tokens} tokens as configured; the base model it is "
+                f"compared with reads {served.limit}."
+            )
         positives = sum(is_positive(pair) for pair in self._parts.train)
         options = dataset.manifest.get("options", {})
         self._recipe = choose_recipe(
@@ -131,17 +142,22 @@ class _Run:
         )
         self._memory = self._plan_memory()
         if self._memory:
-            gib = round(self._memory.peak_bytes / (1 << 30), 2)
+            gib = self._memory.gib
             progress.advance(0, f"expecting to take {gib} GiB of memory", memory_gib=gib)
         self._queries = sorted({pair.query for pair in dataset.pairs})
         self._plan_work()
         layers = self._backbone.layers or 1
         self._by_base = Encoded(self._backbone, None, lambda tokens: progress.advance(tokens * layers))
+        self._as_served = (
+            Encoded(served, None, lambda tokens: progress.advance(tokens * layers))
+            if self._window
+            else self._by_base
+        )
 
     def result(self, output: Path, checkpoints: Path | None) -> FineTuneResult:
         before = self._encode_base()
         validation = ValidationSet(grades(self._parts.validation, self._place), self._corpus, before)
-        trained = self._train(before.documents, validation, checkpoints)
+        trained = self._train(validation, checkpoints)
         choice, candidates = self._choose(trained, validation)
         # A blocked run still leaves the mildest trained candidate, so that the verdict is about a real model.
         alpha = choice.alpha or min(a for a in self._recipe.alphas if a > 0)
@@ -163,7 +179,7 @@ class _Run:
         chosen = {
             "recipe": self._recipe.to_dict(),
             "interpolation": choice.to_dict(),
-            "reasons": [*self._recipe.reasons, choice.reason],
+            "reasons": [*self._recipe.reasons, *filter(None, [self._window]), choice.reason],
             "steps": trained.steps,
             "best_step": trained.best_step,
             "stopped_early": trained.stopped_early,
@@ -193,21 +209,14 @@ class _Run:
         backbone, recipe = self._backbone, self._recipe
         if not isinstance(backbone, FastBackbone):
             return None
-        answers = [text for pair in self._parts.train for text in (pair.query, pair.document)]
-        corpus, training = backbone.token_count(self._texts), backbone.token_count(answers)
-        # A query, its answer and as many mined documents as stand in the batch.
-        per_example = (1 + recipe.in_batch) * 2 * training / max(1, len(set(answers)))
-        item_bytes = backbone.dtype.itemsize
-        plan = plan_memory(
-            backbone.size(recipe.frozen_layers),
-            text_tokens=backbone.max_tokens,
-            batch_tokens=round(recipe.batch_size * per_example),
-            kept_bytes=(corpus + training) * backbone.shape.width * item_bytes if recipe.frozen_layers else 0,
-            # Of both models, each once by text and once in the order of the corpus; and the token ids.
-            vector_bytes=4 * len(self._ids) * backbone.shape.width * 4 + 8 * corpus,
-            item_bytes=item_bytes,
-            available=free_memory(),
-        )
+        if recipe.loss == "ranking":
+            # What will be mined is taken to be as long as the answers.
+            examples = ranking_examples(self._parts.train)
+            tasks = [[(e.query, *[e.positive] * (1 + recipe.in_batch)) for e in examples]]
+        else:
+            named = tasks_for(recipe.loss, self._parts.train, recipe.seed)
+            tasks = [columns.rows for columns in named.values()]
+        plan = plan_run(backbone, recipe.frozen_layers, recipe.batch_size, tasks, self._texts)
         backbone.freeze(recipe.frozen_layers, plan.kept_bytes)
         return plan
 
@@ -228,7 +237,7 @@ class _Run:
         held_out = min(corpus, 3000 * len({pair.query for pair in self._parts.validation}))
         self._progress.plan(
             {
-                "encoding the corpus with the base model": corpus * layers,
+                "encoding the corpus with the base model": corpus * layers * (2 if self._window else 1),
                 "training": (3 * (1 + in_batch) * per_epoch + fixed + held_out) * self._recipe.epochs * upper,
                 "choosing the interpolation": held_out * upper * (len(self._recipe.alphas) - 2),
                 "encoding the corpus with the tuned model": corpus * upper,
@@ -244,7 +253,7 @@ class _Run:
                 [text for pair in self._parts.train for text in (pair.query, pair.document)],
                 lambda _: self._progress.advance(0),
             )
-        return self._vectors(self._by_base)
+        return self._vectors(self._as_served)
 
     def _vectors(self, encode: Encoded) -> Vectors:
         queries = dict(zip(self._queries, encode(self._queries), strict=True))
@@ -257,7 +266,7 @@ class _Run:
         """The same within training, whose progress is that of its steps."""
         return Encoded(self._backbone, weights, lambda _: self._progress.advance(0))
 
-    def _train(self, documents: np.ndarray, validation: ValidationSet, checkpoints: Path | None) -> Trained:
+    def _train(self, validation: ValidationSet, checkpoints: Path | None) -> Trained:
         recipe = self._recipe
         validate = (lambda weights: validation.score(self._seen(weights))) if len(validation) else None
 
@@ -274,7 +283,7 @@ class _Run:
             )
 
         if recipe.loss == "ranking":
-            examples = self._mined(documents)
+            examples = self._mined()
         self._progress.start("training")
         if isinstance(self._backbone, LibraryBackbone):
             tasks = (
@@ -289,6 +298,7 @@ class _Run:
                 validate=validate,
                 on_step=on_step,
                 checkpoints=checkpoints,
+                judged_by=validation.key,
             )
         objective: Objective = (
             Ranking(examples, scale=recipe.scale, in_batch=recipe.in_batch)
@@ -304,15 +314,17 @@ class _Run:
             read=lambda texts, weights: (self._by_base if weights is None else self._seen(weights))(texts),
             on_part=lambda: self._progress.advance(0),
         )
-        return trainer.run(validate=validate, on_step=on_step, checkpoints=checkpoints)
+        return trainer.run(
+            validate=validate, on_step=on_step, checkpoints=checkpoints, judged_by=validation.key
+        )
 
-    def _mined(self, documents: np.ndarray) -> list[Any]:
+    def _mined(self) -> list[RankingExample]:
         examples = ranking_examples(self._parts.train, self._corpus, self._dataset.excluded_negatives)
         return mine_negatives(
             examples,
             self._by_base([example.query for example in examples]),
             self._by_base([example.positive for example in examples]),
-            documents,
+            self._by_base(self._texts),
             self._texts,
             per_example=self._recipe.mined_negatives,
             margin=self._recipe.margin,
@@ -352,7 +364,7 @@ class _Run:
         found = evaluation_report(base_run, tuned_run, qrels, rated, groups, seed)
         found["documents"] = len(self._ids)
         pairs = {
-            "base": pair_metrics(self._by_base, self._parts.test),
+            "base": pair_metrics(self._as_served, self._parts.test),
             "tuned": pair_metrics(tuned, self._parts.test),
         }
         found["pairs"] = pairs
@@ -372,27 +384,11 @@ class _Run:
         alpha: float,
     ) -> GateVerdict:
         forgetting = Forgetting(
-            probe_correlation(self._by_base),
+            probe_correlation(self._as_served),
             probe_correlation(tuned),
             neighbour_agreement(before, after, self._config.random_seed),
         )
-        judged = len({pair.query for pair in self._parts.test})
-        hint = (
-            f"more ratings, of more different queries (now {len(self._queries)} queries, "
-            f"{judged} of them held out for testing)"
-        )
+        hint = wanted_feedback(self._dataset.pairs, self._parts.test, self._place)
         return judge(
             differences, forgetting, chosen_alpha=alpha, seed=self._config.random_seed, ratings_hint=hint
         )
-
-
-def save_model(
-    backbone: FastBackbone | LibraryBackbone, weights: Mapping[str, Tensor], card: str, output: Path
-) -> None:
-    """Write the model with its card beside `output` and rename it into place."""
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    backbone.save(weights, partial)
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    os.replace(partial, output)

@@ -327,7 +327,9 @@ def _next_step(job: Job, gate: Mapping[str, Any] | None) -> str:
     if job.kind in ("finetune", "distill") and job.status == "completed" and gate:
         version = job.result.get("model_version")
         if gate["verdict"] == "block":
-            return "Keep the present model; collect more ratings, then call generate_training_data again."
+            if job.kind == "distill":
+                return "Keep the teacher, or distill it again with more layers."
+            return "Keep the present model; the last of the gate's reasons says what would help."
         return f"Call start_ab_test with test_model={version!r}, or promote_model with version={version!r}."
     if job.kind == "index" and job.status == "completed":
         return "Call search."
