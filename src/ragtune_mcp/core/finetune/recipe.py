@@ -156,7 +156,9 @@ def _auto(config: FineTuningConfig, positives: int, layers: int, negatives: int)
 
 def _what_trains(layers: int, frozen: int) -> str:
     if frozen:
-        return f"The lowest {frozen} of {layers} layers and the embeddings stay frozen, their outputs are kept."
+        return (
+            f"The lowest {frozen} of {layers} layers and the embeddings stay frozen, their outputs are kept."
+        )
     if layers:
         return f"Every weight is trained: {layers} layers are too few for a third to stay frozen."
     return "Every weight is trained, with the model's own dropout: the faster path does not know this architecture."
