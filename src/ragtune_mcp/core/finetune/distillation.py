@@ -140,6 +140,13 @@ def train_student(
 def plan_student(student: FastBackbone, texts: Sequence[str]) -> MemoryPlan:
     """The memory that `train_student` takes.
 
+    Args:
+        student: from `write_student`.
+        texts: what it will be trained on.
+
+    Returns:
+        The plan.
+
     Raises:
         NotEnoughMemory: not even the smallest plan fits.
     """

@@ -78,6 +78,9 @@ def free_memory(own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/
     Args:
         own: names the control groups of this process, where the system has them.
         mount: their folder.
+
+    Returns:
+        Bytes; 0 when a container is full.
     """
     return min([int(psutil.virtual_memory().available), *_room_in_groups(own, mount)])
 

@@ -60,6 +60,9 @@ def wanted_feedback(
         pairs: of every split.
         test: the held-out ones.
         place: document text -> id in the corpus.
+
+    Returns:
+        A phrase, to stand after "here is what would help:".
     """
     rated = {pair.query for pair in pairs if pair.kind != "synthetic"}
     held_out = {pair.query for pair in test}
