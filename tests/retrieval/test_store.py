@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ragtune_mcp.core.errors import ChromaUnavailable, InvalidInput
+from ragtune_mcp.core.retrieval import store as store_module
 from ragtune_mcp.core.retrieval.keeper import Owner, heartbeat
 from ragtune_mcp.core.retrieval.store import ChromaStore, parse_url, start_keeper, stop_store
 from ragtune_mcp.core.settings import Settings
@@ -68,6 +69,51 @@ def test_a_killed_server_is_replaced_and_its_data_is_there(local):
     second = Owner.read(local.chroma_owner)
     assert second.pid != first.pid
     assert second.is_alive
+
+
+def killed_at_once(times):
+    """A way to start keepers of which the first ones are killed while they start."""
+    started = []
+
+    def start(workspace):
+        child = start_keeper(workspace)
+        started.append(child)
+        if len(started) <= times:
+            child.kill()
+            child.wait()
+        return child
+
+    return start, started
+
+
+def test_a_server_killed_while_it_starts_is_started_again(local, monkeypatch):
+    start, started = killed_at_once(2)
+    monkeypatch.setattr(store_module, "start_keeper", start)
+    assert names(ChromaStore(local)) == []
+    assert len(started) == 3
+
+
+def test_a_server_that_is_killed_again_and_again_is_an_error(local, monkeypatch):
+    start, started = killed_at_once(100)
+    monkeypatch.setattr(store_module, "start_keeper", start)
+    with pytest.raises(ChromaUnavailable, match="exit status -9"):
+        names(ChromaStore(local))
+    assert 1 < len(started) < 10
+
+
+def test_a_server_killed_three_times_within_one_request_is_replaced_each_time(local):
+    store = ChromaStore(local)
+    make(store, "kept")
+    kills = []
+
+    def unlucky(client):
+        if len(kills) < 3:
+            kills.append(Owner.read(local.chroma_owner).pid)
+            os.kill(kills[-1], signal.SIGKILL)
+        return sorted(c.name for c in client.list_collections())
+
+    assert store.attempt(unlucky) == ["kept"]
+    assert len(set(kills)) == 3
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ T = TypeVar("T")
 _START_LIMIT_S = 60.0
 _STOP_LIMIT_S = 15.0
 _POLL_S = 0.03
+# A store of our own that was killed may be killed again while it comes back; a remote one is asked once more.
+_TRIES, _REMOTE_TRIES = 4, 2
 _PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ class ChromaStore:
         return bool(self._workspace.settings.ragtune_chroma_url)
 
     def attempt(self, action: Callable[[ClientAPI], T]) -> T:
-        """Run one idempotent action, once more on a fresh connection when the server went away.
+        """Run one idempotent action, again on a fresh connection when the server went away.
 
         Args:
             action: gets the client; must be safe to repeat.
@@ -67,7 +69,7 @@ class ChromaStore:
         import httpx
         from chromadb.errors import ChromaError, NotFoundError
 
-        for last in (False, True):
+        for left in reversed(range(_REMOTE_TRIES if self.is_remote else _TRIES)):
             client = self._connected()
             try:
                 return action(client)
@@ -75,7 +77,7 @@ class ChromaStore:
                 raise
             except httpx.TransportError as error:
                 self._forget(client)
-                if last:
+                if not left:
                     raise ChromaUnavailable(
                         f"The vector store stopped answering: {error}.", hint=self._hint()
                     ) from error
@@ -117,11 +119,19 @@ class ChromaStore:
 
     def _connect_local(self) -> ClientAPI:
         with _without_proxy():
-            return connect(LOOPBACK, self._ensure_server(), ssl=False)
+            for left in reversed(range(_TRIES)):
+                port = self._ensure_server()
+                try:
+                    return connect(LOOPBACK, port, ssl=False)
+                except ChromaUnavailable:
+                    if not left:
+                        raise
+        raise AssertionError("unreachable")
 
     def _ensure_server(self) -> int:
         deadline = time.monotonic() + _START_LIMIT_S
         child: subprocess.Popen[bytes] | None = None
+        killed = 0
         while time.monotonic() < deadline:
             owner = Owner.of(self._workspace)
             if owner is not None and owner.is_alive:
@@ -130,7 +140,10 @@ class ChromaStore:
             elif child is None or child.poll() == 0:
                 # A keeper that ends with 0 met another owner, which is starting or about to go.
                 child = start_keeper(self._workspace)
-            elif child.poll() is not None:
+            elif child.returncode is not None and child.returncode < 0 and killed < _TRIES:
+                killed += 1
+                child = start_keeper(self._workspace)
+            elif child.returncode is not None:
                 raise ChromaUnavailable(
                     f"Chroma did not start (exit status {child.returncode}).", hint=self._hint()
                 )
