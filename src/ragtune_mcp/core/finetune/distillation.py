@@ -189,7 +189,7 @@ def judge_student(differences: np.ndarray, teacher_probe: float, student_probe: 
     else:
         shown = (
             f"nDCG@10 {found.mean:+.3f} against the teacher ({found.low:+.3f} .. {found.high:+.3f}) on {found.n} "
-            f"held-out queries; {MARGIN:.2f} may be lost"
+            f"held-out queries; {MARGIN:.2f} may be lost, and {_PASS_QUERIES} queries are needed to be sure"
         )
         within = found.low >= -MARGIN and found.n >= _PASS_QUERIES
         verdict = "block" if found.mean < -MARGIN else "pass" if within else "warn"

@@ -147,12 +147,12 @@ class _Run:
         self._queries = sorted({pair.query for pair in dataset.pairs})
         self._plan_work()
         layers = self._backbone.layers or 1
-        self._by_base = Encoded(self._backbone, None, lambda tokens: progress.advance(tokens * layers))
-        self._as_served = (
-            Encoded(served, None, lambda tokens: progress.advance(tokens * layers))
-            if self._window
-            else self._by_base
-        )
+
+        def tick(tokens: int) -> None:
+            progress.advance(tokens * layers)
+
+        self._by_base = Encoded(self._backbone, None, tick)
+        self._as_served = self._by_base if served is self._backbone else Encoded(served, None, tick)
 
     def result(self, output: Path, checkpoints: Path | None) -> FineTuneResult:
         before = self._encode_base()
